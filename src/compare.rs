@@ -1,0 +1,172 @@
+//! Compares two images block by block at equal offsets, hashing both on the way: equal parts once, holes unread.
+
+use crate::blockset::BlockSet;
+use crate::digest::{ImageId, PartDigest, TreeDigest, combine_crc};
+use crate::monitor::Monitor;
+use crate::parallel;
+use crate::units::{BLOCK, Extent, PART, merge_extents};
+use std::ops::Range;
+
+/// An image as the comparison sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    /// All bytes.
+    pub bytes: &'a [u8],
+    /// Ranges that are not holes.
+    pub data: &'a [Range<u64>],
+}
+
+impl<'a> View<'a> {
+    /// Length in bytes.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    /// Whether there are no bytes.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// Whether nothing but holes lies in the range.
+    #[must_use]
+    pub fn is_hole(&self, range: &Range<u64>) -> bool {
+        let next = self.data.partition_point(|data| data.end <= range.start);
+        self.data.get(next).is_none_or(|data| data.start >= range.end)
+    }
+
+    /// The bytes of a range, cut at the end. A hole is answered from a static page of zeros, without touching the map.
+    fn part(&self, offset: u64) -> &'a [u8] {
+        let end = (offset + PART).min(self.len());
+        let start = offset.min(end);
+        if self.is_hole(&(start..end)) {
+            return &ZERO_PART[..(end - start) as usize];
+        }
+        &self.bytes[start as usize..end as usize]
+    }
+}
+
+static ZERO_PART: [u8; PART as usize] = [0; PART as usize];
+
+/// What a comparison found.
+#[derive(Clone, Debug)]
+pub struct Comparison {
+    /// The old image's length and digests.
+    pub old: ImageId,
+    /// The new image's length and digests.
+    pub new: ImageId,
+    /// Blocks of the new image that differ, or that lie behind the old one's end: ascending, merged.
+    pub changed: Vec<Extent>,
+    old_parts: Vec<PartDigest>,
+}
+
+/// Digest of the old part, of the new part, and the changed blocks, of one part.
+type PartResult = (Option<PartDigest>, Option<PartDigest>, Vec<Extent>);
+
+/// Compares two images.
+#[must_use]
+pub fn compare(old: View<'_>, new: View<'_>, threads: usize, monitor: &dyn Monitor) -> Comparison {
+    let parts = old.len().max(new.len()).div_ceil(PART) as usize;
+    monitor.phase("comparing", parts as u64 * PART);
+    let results = parallel::map(parts, threads, |part| {
+        let result = compare_part(old, new, part as u64 * PART);
+        monitor.advance(PART);
+        result
+    });
+    let (mut old_tree, mut new_tree) = (TreeDigest::new(old.len()), TreeDigest::new(new.len()));
+    let mut changed = Vec::new();
+    let mut old_parts = Vec::new();
+    for (old_part, new_part, extents) in results {
+        if let Some(part) = old_part {
+            old_tree.push(part, false);
+            old_parts.push(part);
+        }
+        if let Some(part) = new_part {
+            new_tree.push(part, false);
+        }
+        changed.extend(extents);
+    }
+    merge_extents(&mut changed);
+    let unknown = ImageId { len: 0, crc: 0, blake3: [0; 32] }; // both trees are complete: never used
+    let (old, new) = (old_tree.finish().unwrap_or(unknown), new_tree.finish().unwrap_or(unknown));
+    Comparison { old, new, changed, old_parts }
+}
+
+fn compare_part(old: View<'_>, new: View<'_>, offset: u64) -> PartResult {
+    let (a, b) = (old.part(offset), new.part(offset));
+    let same_class = (old.len() <= PART) == (new.len() <= PART);
+    let hash = |view: &View<'_>, part: &[u8]| (!part.is_empty()).then(|| PartDigest::new(offset, part, view.len()));
+    if same_class && a.len() == b.len() && (std::ptr::eq(a, b) || a == b) {
+        let digest = hash(&old, a);
+        return (digest, digest, Vec::new());
+    }
+    let mut changed: Vec<Extent> = Vec::new();
+    for (i, block) in b.chunks(BLOCK as usize).enumerate() {
+        let start = i * BLOCK as usize;
+        // A short last block is compared as far as the new image goes; where the old one ends earlier, it is changed.
+        if a.get(start..start + block.len()) != Some(block) {
+            let number = offset / BLOCK + i as u64;
+            match changed.last_mut() {
+                Some(last) if last.end() == number => last.count += 1,
+                _ => changed.push(Extent { start: number, count: 1 }),
+            }
+        }
+    }
+    (hash(&old, a), hash(&new, b), changed)
+}
+
+impl Comparison {
+    /// Digest and region CRCs of the untouched prefix: [0, min(old, new)) with the touched blocks taken as zero.
+    #[must_use]
+    pub fn untouched(&self, old: View<'_>, touched: &BlockSet, region_log: u8, threads: usize) -> ([u8; 32], Vec<u32>) {
+        let total = self.old.len.min(self.new.len);
+        let count = total.div_ceil(PART) as usize;
+        let parts = parallel::map(count, threads, |i| {
+            let offset = i as u64 * PART;
+            let len = (total - offset).min(PART);
+            let blocks = Extent { start: offset / BLOCK, count: len.div_ceil(BLOCK) };
+            match self.old_parts.get(i) {
+                Some(part) if part.len == len && !touched.any(blocks) && same_class(self.old.len, total) => *part,
+                _ => {
+                    let mut bytes = old.part(offset)[..len as usize].to_vec();
+                    zero_touched(&mut bytes, blocks, touched);
+                    PartDigest::new(offset, &bytes, total)
+                }
+            }
+        });
+        let mut tree = TreeDigest::new(total);
+        let mut regions: Vec<u32> = Vec::new();
+        for (i, part) in parts.into_iter().enumerate() {
+            tree.push(part, false);
+            add_region(&mut regions, i as u64 * PART, &part, region_log);
+        }
+        (tree.finish().map_or([0; 32], |id| id.blake3), regions)
+    }
+}
+
+/// Whether parts of images of these lengths are hashed alike.
+fn same_class(a: u64, b: u64) -> bool {
+    (a <= PART) == (b <= PART)
+}
+
+/// Zeroes the touched blocks in `bytes`, which hold the blocks of `extent`.
+pub(crate) fn zero_touched(bytes: &mut [u8], extent: Extent, touched: &BlockSet) {
+    for (run, _) in touched.runs_in(extent).filter(|(_, set)| *set) {
+        let start = ((run.start - extent.start) * BLOCK) as usize;
+        let end = (((run.end() - extent.start) * BLOCK) as usize).min(bytes.len());
+        bytes[start..end].fill(0);
+    }
+}
+
+/// Adds a part to the CRC of its region; 0 is no region table.
+pub(crate) fn add_region(regions: &mut Vec<u32>, offset: u64, part: &PartDigest, region_log: u8) {
+    if region_log == 0 {
+        return;
+    }
+    let region = (offset >> region_log) as usize;
+    match regions.get_mut(region) {
+        Some(crc) => *crc = combine_crc(*crc, part.crc, part.len),
+        None => regions.push(part.crc),
+    }
+}

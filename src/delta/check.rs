@@ -1,0 +1,127 @@
+//! Checks an order before anything is written: the steps, the limits and the rules R1 to R4 (spec, chapter 7).
+
+use super::DeltaError;
+use super::batch::BatchKind;
+use super::header::Kind;
+use super::placement::{Placement, Sources};
+use super::reader::Delta;
+use super::step::{DifferenceReader, Step, StepKind};
+use super::stream::StreamReader;
+use crate::blockset::BlockSet;
+use crate::units::{BLOCK, Extent, blocks_in};
+
+/// What a restart needs to know of an order that keeps the rules.
+#[derive(Clone, Debug, Default)]
+pub struct CheckedOrder {
+    /// Every block that any batch writes.
+    pub touched: BlockSet,
+    /// (save, a batch that reads it), by batch number.
+    pub save_reads: Vec<(u32, u32)>,
+    /// (save, the batch that is the first to overwrite some of its scratch), by batch number.
+    pub save_ends: Vec<(u32, u32)>,
+    /// Blocks that batches read, summed over batches.
+    pub source_blocks: u64,
+    /// Steps of each kind, by [`StepKind`] number.
+    pub steps: [u64; 6],
+    /// Bytes that steps of each kind make, by [`StepKind`] number.
+    pub step_bytes: [u64; 6],
+}
+
+/// Reads the whole order and all steps, and checks everything that can be checked without the target.
+///
+/// # Errors
+/// The first thing that is wrong.
+pub fn check_order(delta: &Delta) -> Result<CheckedOrder, DeltaError> {
+    let mut checked = CheckedOrder { touched: delta.table.touched(), ..CheckedOrder::default() };
+    let touched = checked.touched.clone();
+    let mut placement = Placement::new(&touched);
+    let mut steps = Vec::new();
+    let mut reader = delta.steps()?;
+    for (index, batch) in (0u64..).zip(delta.table.batches()) {
+        let missing = |block| DeltaError::Rule { rule: "source", batch: index, block };
+        let extents = delta.table.extents(batch);
+        let sources = match batch.kind {
+            BatchKind::Zero => Sources::default(),
+            BatchKind::Save => {
+                let saved = delta.table.saved(batch);
+                let outside = saved.iter().find(|range| range.end > delta.old_bound());
+                if let Some(range) = outside {
+                    return Err(DeltaError::field("end of a saved range", range.end, format!("{}", delta.old_bound())));
+                }
+                placement.save_sources(saved).map_err(missing)?
+            }
+            BatchKind::Data => {
+                reader.read_batch(extents, &mut steps)?;
+                count_steps(&steps, &mut checked);
+                placement.sources(&steps).map_err(missing)?
+            }
+        };
+        check_limits(delta, batch.kind, delta.table.written_bytes(batch, delta.header.new.len), &sources)?;
+        checked.source_blocks += sources.bytes() / BLOCK;
+        let ended = placement.advance(index, &delta.table, batch, &sources)?;
+        let number = index as u32; // advance() refuses saves beyond 2^32, and only saves are listed
+        checked.save_reads.extend(sources.saves.iter().map(|save| (*save, number)));
+        checked.save_ends.extend(ended.into_iter().map(|save| (save, number)));
+        if checked.save_reads.len() as u64 > delta.route.counts.save_reads {
+            return Err(DeltaError::field("save_reads", delta.route.counts.save_reads, "as many as the order has"));
+        }
+    }
+    reader.finish()?;
+    finish(delta, &checked, &placement)?;
+    Ok(checked)
+}
+
+fn count_steps(steps: &[Step], checked: &mut CheckedOrder) {
+    for step in steps {
+        checked.steps[step.kind as usize] += 1;
+        checked.step_bytes[step.kind as usize] += step.len;
+    }
+}
+
+fn check_limits(delta: &Delta, kind: BatchKind, written: u64, sources: &Sources) -> Result<(), DeltaError> {
+    let limits = &delta.header.limits;
+    if kind != BatchKind::Zero && written > limits.batch_bytes.into() {
+        return Err(DeltaError::field("bytes of a batch", written, format!("at most {}", limits.batch_bytes)));
+    }
+    if sources.bytes() > limits.source_bytes.into() {
+        return Err(DeltaError::field(
+            "bytes a batch reads",
+            sources.bytes(),
+            format!("at most {}", limits.source_bytes),
+        ));
+    }
+    Ok(())
+}
+
+/// What holds for the order as a whole.
+fn finish(delta: &Delta, checked: &CheckedOrder, placement: &Placement<'_>) -> Result<(), DeltaError> {
+    let counts = &delta.route.counts;
+    placement.finish(counts.batches)?;
+    if checked.save_reads.len() as u64 != counts.save_reads {
+        return Err(DeltaError::field("save_reads", counts.save_reads, format!("{}", checked.save_reads.len())));
+    }
+    // Behind the old image's end nothing is known, so all of it must be written.
+    if let Some(old) = delta.route.old {
+        let start = old.len / BLOCK;
+        let count = blocks_in(delta.header.new.len).saturating_sub(start);
+        if delta.header.new.len > old.len
+            && let Some(block) = placement.first_unwritten(Extent { start, count })
+        {
+            return Err(DeltaError::Rule { rule: "R4", batch: counts.batches, block });
+        }
+    }
+    check_columns(delta, checked)
+}
+
+/// The literals and differences must be exactly as long as the steps that use them.
+fn check_columns(delta: &Delta, checked: &CheckedOrder) -> Result<(), DeltaError> {
+    let of = |kinds: [StepKind; 2]| kinds.iter().map(|kind| checked.step_bytes[*kind as usize]).sum::<u64>();
+    let literal = checked.step_bytes[StepKind::Literal as usize];
+    let mut differences = DifferenceReader::open(&delta.source, &delta.header, delta.route_number)?;
+    differences.skip(of([StepKind::Add, StepKind::AddNew]))?;
+    differences.finish()?;
+    let section = delta.header.section(Kind::Literals, delta.route_number);
+    let mut literals = StreamReader::open(&delta.source, section, Kind::Literals.name())?;
+    literals.skip(literal)?;
+    literals.finish()
+}

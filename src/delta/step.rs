@@ -1,0 +1,338 @@
+//! Steps: how the bytes of a data batch are made (spec, chapter 6). Sources are logical: offsets in the old or the new
+//! image, wherever those bytes currently lie.
+
+use super::DeltaError;
+use super::header::{Header, Kind};
+use super::stream::{ReadAt, StreamReader};
+use crate::units::Extent;
+use std::sync::Arc;
+
+/// What a step does. The numbers are the format's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum StepKind {
+    /// Bytes from the literals.
+    Literal = 0,
+    /// Bytes of the old image.
+    Copy = 1,
+    /// Bytes of the old image, a difference added to each (modulo 256).
+    Add = 2,
+    /// Zeros.
+    Zero = 3,
+    /// Bytes of the new image that were produced before, or are the same in the old image.
+    CopyNew = 4,
+    /// The same, a difference added to each.
+    AddNew = 5,
+}
+
+impl StepKind {
+    /// All kinds, by number.
+    pub const ALL: [Self; 6] = [Self::Literal, Self::Copy, Self::Add, Self::Zero, Self::CopyNew, Self::AddNew];
+
+    /// Whether it reads the old image, the new one, or neither.
+    #[must_use]
+    pub fn space(self) -> Option<Space> {
+        match self {
+            Self::Literal | Self::Zero => None,
+            Self::Copy | Self::Add => Some(Space::Old),
+            Self::CopyNew | Self::AddNew => Some(Space::New),
+        }
+    }
+
+    /// Whether differences are added.
+    #[must_use]
+    pub fn adds(self) -> bool {
+        matches!(self, Self::Add | Self::AddNew)
+    }
+}
+
+/// Which image a logical offset means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Space {
+    /// The old image.
+    Old,
+    /// The new image.
+    New,
+}
+
+/// One step: `len` bytes of the new image from `dst`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// What it does.
+    pub kind: StepKind,
+    /// First byte, in the new image.
+    pub dst: u64,
+    /// Bytes, at least 1.
+    pub len: u64,
+    /// First source byte; 0 for steps that read nothing.
+    pub src: u64,
+}
+
+/// The displacement (source minus destination) that the next source is predicted from, one for each space.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Prediction {
+    old: i64,
+    new: i64,
+}
+
+impl Prediction {
+    fn of(&mut self, space: Space) -> &mut i64 {
+        match space {
+            Space::Old => &mut self.old,
+            Space::New => &mut self.new,
+        }
+    }
+
+    /// What is written for a source; the prediction follows.
+    pub fn encode(&mut self, space: Space, dst: u64, src: u64) -> i64 {
+        let displacement = src.wrapping_sub(dst).cast_signed();
+        let last = std::mem::replace(self.of(space), displacement);
+        displacement.wrapping_sub(last)
+    }
+
+    /// The source that was written; `None` where it lies outside 0 to 2^63 - 1.
+    pub fn decode(&mut self, space: Space, dst: u64, coded: i64) -> Option<u64> {
+        let displacement = self.of(space).checked_add(coded)?;
+        *self.of(space) = displacement;
+        dst.checked_add_signed(displacement).filter(|src| *src <= i64::MAX as u64)
+    }
+}
+
+/// Bounds that a step must keep.
+#[derive(Clone, Copy, Debug)]
+pub struct StepBounds {
+    /// Bytes of the old image; the largest offset there is where it is unknown.
+    pub old_len: u64,
+    /// Bytes of the new image.
+    pub new_len: u64,
+    /// Steps in a batch.
+    pub batch_steps: u32,
+}
+
+/// Reads the steps of data batches, in order.
+pub struct StepReader {
+    kinds: StreamReader,
+    lengths: StreamReader,
+    sources: StreamReader,
+    prediction: Prediction,
+    bounds: StepBounds,
+}
+
+impl StepReader {
+    /// Opens the step columns of a route.
+    ///
+    /// # Errors
+    /// Where a decompressor cannot be set up.
+    pub fn open(source: &Arc<dyn ReadAt>, header: &Header, route: u16, bounds: StepBounds) -> Result<Self, DeltaError> {
+        let open = |kind: Kind| StreamReader::open(source, header.section(kind, route), kind.name());
+        Ok(Self {
+            kinds: open(Kind::StepKinds)?,
+            lengths: open(Kind::StepLengths)?,
+            sources: open(Kind::StepSources)?,
+            prediction: Prediction::default(),
+            bounds,
+        })
+    }
+
+    /// Reads the steps that tile the extents of the next data batch.
+    ///
+    /// # Errors
+    /// Anything that is not as the spec says.
+    pub fn read_batch(&mut self, extents: &[Extent], steps: &mut Vec<Step>) -> Result<(), DeltaError> {
+        steps.clear();
+        for extent in extents {
+            let bytes = extent.bytes(self.bounds.new_len);
+            let mut dst = bytes.start;
+            while dst < bytes.end {
+                if steps.len() >= self.bounds.batch_steps as usize {
+                    return Err(DeltaError::field("steps of a batch", steps.len() as u64 + 1, "at most batch_steps"));
+                }
+                let step = self.step(dst, bytes.end - dst)?;
+                dst += step.len;
+                steps.push(step);
+            }
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, dst: u64, room: u64) -> Result<Step, DeltaError> {
+        let mut number = [0u8];
+        self.kinds.fill(&mut number)?;
+        let Some(kind) = StepKind::ALL.get(usize::from(number[0])).copied() else {
+            return Err(DeltaError::field("step kind", number[0].into(), "0 to 5"));
+        };
+        let len = match self.lengths.varint()? {
+            0 => room,
+            len if len < room => len,
+            len => return Err(DeltaError::field("step length", len, format!("0, or 1 to {}", room - 1))),
+        };
+        let Some(space) = kind.space() else { return Ok(Step { kind, dst, len, src: 0 }) };
+        let coded = self.sources.signed()?;
+        // A new source lies before what it produces, so that the new image can also be made front to back.
+        let limit = if space == Space::Old { self.bounds.old_len } else { dst };
+        let src = self.prediction.decode(space, dst, coded);
+        match src.filter(|src| src.checked_add(len).is_some_and(|end| end <= limit)) {
+            Some(src) => Ok(Step { kind, dst, len, src }),
+            None => {
+                Err(DeltaError::field("step source", src.unwrap_or(u64::MAX), format!("{len} bytes before {limit}")))
+            }
+        }
+    }
+
+    /// Checks that all columns have been read to their ends.
+    ///
+    /// # Errors
+    /// Left-over bytes.
+    pub fn finish(self) -> Result<(), DeltaError> {
+        self.kinds.finish()?;
+        self.lengths.finish()?;
+        self.sources.finish()
+    }
+}
+
+/// Reads the differences of add steps: alternating runs of zeros and of bytes, over all add steps of a route as if
+/// they were one.
+pub struct DifferenceReader {
+    runs: StreamReader,
+    bytes: StreamReader,
+    left: u64,
+    zero: bool,
+    first: bool,
+}
+
+impl DifferenceReader {
+    /// Opens the difference columns of a route.
+    ///
+    /// # Errors
+    /// Where a decompressor cannot be set up.
+    pub fn open(source: &Arc<dyn ReadAt>, header: &Header, route: u16) -> Result<Self, DeltaError> {
+        let open = |kind: Kind| StreamReader::open(source, header.section(kind, route), kind.name());
+        let (runs, bytes) = (open(Kind::DifferenceRuns)?, open(Kind::DifferenceBytes)?);
+        Ok(Self { runs, bytes, left: 0, zero: false, first: true })
+    }
+
+    /// Takes the next `len` differences: calls `add` with the position and the bytes of each non-zero run.
+    ///
+    /// # Errors
+    /// Where the columns end early or are malformed.
+    pub fn next(
+        &mut self,
+        len: u64,
+        mut add: impl FnMut(u64, &mut StreamReader, u64) -> Result<(), DeltaError>,
+    ) -> Result<(), DeltaError> {
+        let mut at = 0;
+        while at < len {
+            if self.left == 0 {
+                self.left = self.runs.varint()?;
+                self.zero = !self.zero;
+                if self.left == 0 && !self.first {
+                    return Err(DeltaError::Malformed("an empty run of differences"));
+                }
+                self.first = false;
+                continue;
+            }
+            let n = self.left.min(len - at);
+            if !self.zero {
+                add(at, &mut self.bytes, n)?;
+            }
+            self.left -= n;
+            at += n;
+        }
+        Ok(())
+    }
+
+    /// Adds the next differences to `target`.
+    ///
+    /// # Errors
+    /// Where the columns end early or are malformed.
+    pub fn add_to(&mut self, target: &mut [u8]) -> Result<(), DeltaError> {
+        let mut buffer = [0u8; 1024];
+        self.next(target.len() as u64, |at, bytes, len| {
+            let run = &mut target[at as usize..(at + len) as usize];
+            for piece in run.chunks_mut(buffer.len()) {
+                let differences = &mut buffer[..piece.len()];
+                bytes.fill(differences)?;
+                piece.iter_mut().zip(differences).for_each(|(byte, difference)| *byte = byte.wrapping_add(*difference));
+            }
+            Ok(())
+        })
+    }
+
+    /// Passes over the next differences.
+    ///
+    /// # Errors
+    /// As [`DifferenceReader::add_to`].
+    pub fn skip(&mut self, len: u64) -> Result<(), DeltaError> {
+        self.next(len, |_, bytes, n| bytes.skip(n))
+    }
+
+    /// Checks that both columns have been read to their ends.
+    ///
+    /// # Errors
+    /// Left-over runs or bytes.
+    pub fn finish(self) -> Result<(), DeltaError> {
+        if self.left > 0 {
+            return Err(DeltaError::Malformed("a run of differences is longer than the steps that use it"));
+        }
+        self.runs.finish()?;
+        self.bytes.finish()
+    }
+}
+
+/// Writes difference runs: the counterpart of [`DifferenceReader`].
+#[derive(Debug, Default)]
+pub struct DifferenceWriter {
+    zeros: u64,
+    bytes: Vec<u8>,
+    gap: usize,
+}
+
+/// A non-zero run goes on over up to this many zeros: a run length costs about as much as they do, and an address
+/// adjustment of four bytes whose upper bytes are zero stays whole.
+const BRIDGE: usize = 1;
+
+impl DifferenceWriter {
+    /// Appends the difference of one byte.
+    pub fn put(&mut self, difference: u8, runs: &mut Vec<u8>, bytes: &mut Vec<u8>) {
+        if difference != 0 {
+            self.bytes.push(difference);
+            self.gap = 0;
+        } else if self.bytes.is_empty() {
+            self.zeros += 1;
+        } else {
+            self.bytes.push(0);
+            self.gap += 1;
+            if self.gap > BRIDGE {
+                self.flush(runs, bytes);
+            }
+        }
+    }
+
+    /// Appends `len` zero differences.
+    pub fn put_zeros(&mut self, len: u64, runs: &mut Vec<u8>, bytes: &mut Vec<u8>) {
+        if len > 0 && !self.bytes.is_empty() {
+            self.flush(runs, bytes);
+        }
+        self.zeros += len;
+    }
+
+    fn flush(&mut self, runs: &mut Vec<u8>, bytes: &mut Vec<u8>) {
+        let len = self.bytes.len() - self.gap;
+        crate::varint::put(runs, self.zeros);
+        crate::varint::put(runs, len as u64);
+        bytes.extend_from_slice(&self.bytes[..len]);
+        self.zeros = self.gap as u64;
+        self.gap = 0;
+        self.bytes.clear();
+    }
+
+    /// Ends the runs.
+    pub fn finish(mut self, runs: &mut Vec<u8>, bytes: &mut Vec<u8>) {
+        if !self.bytes.is_empty() {
+            self.flush(runs, bytes);
+        }
+        if self.zeros > 0 {
+            crate::varint::put(runs, self.zeros);
+        }
+    }
+}

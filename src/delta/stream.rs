@@ -1,0 +1,284 @@
+//! The compressed columns: a section read as a stream of bytes, and written as one (spec, chapter 6).
+
+use super::DeltaError;
+use super::header::{Codec, Section};
+use crate::varint::{self, VarintError};
+use std::fs::File;
+use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
+use std::path::Path;
+use std::sync::Arc;
+
+/// Where the bytes of a delta come from: a file, or memory.
+pub trait ReadAt: Send + Sync {
+    /// Reads up to `buffer.len()` bytes at `offset`; 0 only at the end.
+    ///
+    /// # Errors
+    /// The system's.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// Bytes in all.
+    ///
+    /// # Errors
+    /// The system's.
+    fn size(&self) -> io::Result<u64>;
+}
+
+impl ReadAt for File {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        std::os::unix::fs::FileExt::read_at(self, buffer, offset)
+    }
+    fn size(&self) -> io::Result<u64> {
+        let mut file = self;
+        file.seek(SeekFrom::End(0)) // also right for a delta that lies on a block device
+    }
+}
+
+impl ReadAt for Vec<u8> {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let rest = usize::try_from(offset).ok().and_then(|at| self.get(at..)).unwrap_or_default();
+        let n = rest.len().min(buffer.len());
+        buffer[..n].copy_from_slice(&rest[..n]);
+        Ok(n)
+    }
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.len() as u64)
+    }
+}
+
+/// A stretch of a delta, read in order.
+pub(crate) struct Stretch {
+    pub source: Arc<dyn ReadAt>,
+    pub offset: u64,
+    pub left: u64,
+}
+
+impl Read for Stretch {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let want = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
+        if want == 0 {
+            return Ok(0);
+        }
+        let n = self.source.read_at(&mut buffer[..want], self.offset)?;
+        if n == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.offset += n as u64;
+        self.left -= n as u64;
+        Ok(n)
+    }
+}
+
+/// Bytes of buffer before and behind a decompressor.
+const READ_BUFFER: usize = 64 << 10;
+
+/// A section's bytes after decompression, read in order. Never yields more than the section announces.
+pub struct StreamReader {
+    name: &'static str,
+    inner: BufReader<Box<dyn Read + Send>>,
+    left: u64,
+}
+
+impl StreamReader {
+    /// Opens the stream of a section; a section that is absent is an empty stream.
+    ///
+    /// # Errors
+    /// Where the decompressor cannot be set up.
+    pub fn open(source: &Arc<dyn ReadAt>, section: Option<&Section>, name: &'static str) -> Result<Self, DeltaError> {
+        let Some(section) = section else {
+            return Ok(Self { name, inner: BufReader::new(Box::new(io::empty())), left: 0 });
+        };
+        let stretch = Stretch { source: Arc::clone(source), offset: section.offset, left: section.stored_len };
+        let inner: Box<dyn Read + Send> = match section.codec {
+            Codec::Stored => Box::new(stretch),
+            Codec::Zstd { window_log } => {
+                let input = BufReader::with_capacity(READ_BUFFER, stretch);
+                let mut decoder = zstd::Decoder::with_buffer(input).map_err(|e| Self::failed(name, &e))?;
+                decoder.window_log_max(window_log.into()).map_err(|e| Self::failed(name, &e))?;
+                Box::new(decoder)
+            }
+        };
+        Ok(Self { name, inner: BufReader::with_capacity(READ_BUFFER, inner), left: section.raw_len })
+    }
+
+    fn failed(stream: &'static str, e: &io::Error) -> DeltaError {
+        DeltaError::Stream { stream, why: e.to_string() }
+    }
+
+    /// Fills `buffer`.
+    ///
+    /// # Errors
+    /// Where the stream ends early or cannot be decompressed.
+    pub fn fill(&mut self, buffer: &mut [u8]) -> Result<(), DeltaError> {
+        self.read_exact(buffer).map_err(|e| Self::failed(self.name, &e))
+    }
+
+    /// The next varint.
+    ///
+    /// # Errors
+    /// Where the stream ends early or the number is malformed.
+    pub fn varint(&mut self) -> Result<u64, DeltaError> {
+        varint::get(self).map_err(|e| varint_error(self.name, e))
+    }
+
+    /// The next signed varint.
+    ///
+    /// # Errors
+    /// As [`StreamReader::varint`].
+    pub fn signed(&mut self) -> Result<i64, DeltaError> {
+        varint::get_signed(self).map_err(|e| varint_error(self.name, e))
+    }
+
+    /// Passes over `len` bytes.
+    ///
+    /// # Errors
+    /// Where the stream ends early or cannot be decompressed.
+    pub fn skip(&mut self, len: u64) -> Result<(), DeltaError> {
+        let skipped = io::copy(&mut self.take(len), &mut io::sink()).map_err(|e| Self::failed(self.name, &e))?;
+        if skipped == len { Ok(()) } else { Err(Self::failed(self.name, &io::ErrorKind::UnexpectedEof.into())) }
+    }
+
+    /// Checks that the stream has been read to its end and that nothing stands behind it.
+    ///
+    /// # Errors
+    /// Left-over bytes, before or behind the announced end.
+    pub fn finish(mut self) -> Result<(), DeltaError> {
+        let why = if self.left > 0 {
+            format!("{} bytes are left over", self.left)
+        } else {
+            match self.inner.read(&mut [0]) {
+                Ok(0) => return Ok(()),
+                Ok(_) => "it is longer than announced".into(),
+                Err(e) => e.to_string(),
+            }
+        };
+        Err(DeltaError::Stream { stream: self.name, why })
+    }
+}
+
+impl Read for StreamReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let want = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
+        if want == 0 {
+            return Ok(0);
+        }
+        let n = self.inner.read(&mut buffer[..want])?;
+        if n == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.left -= n as u64;
+        Ok(n)
+    }
+}
+
+/// A malformed or truncated varint in the named stream.
+pub(crate) fn varint_error(stream: &'static str, e: VarintError) -> DeltaError {
+    let why = match e {
+        VarintError::Io(e) => e.to_string(),
+        VarintError::Malformed => "a number is too long".into(),
+    };
+    DeltaError::Stream { stream, why }
+}
+
+/// How a stream is compressed.
+#[derive(Clone, Copy, Debug)]
+pub struct Compression {
+    /// zstd's level, 1 to 22.
+    pub level: i32,
+    /// log2 of the largest window in bytes; what the target needs in memory to decompress.
+    pub window_log: u8,
+    /// Threads for long streams, at least 1. The bytes do not depend on it.
+    pub threads: u32,
+}
+
+/// Below this many bytes a stream is kept in memory and compressed at once, with a window as small as it is.
+const SHORT: usize = 1 << 20;
+/// Bytes of one compression job of a long stream; fixed, so that the output does not depend on the threads.
+const JOB: u32 = 8 << 20;
+
+/// Takes a stream's bytes and compresses them into an unnamed temporary file beside the delta.
+pub struct StreamWriter {
+    compression: Compression,
+    short: Vec<u8>,
+    long: Option<zstd::Encoder<'static, File>>,
+    raw_len: u64,
+}
+
+/// A finished stream.
+pub struct Finished {
+    /// How it is stored.
+    pub codec: Codec,
+    /// Bytes after decompression.
+    pub raw_len: u64,
+    /// The bytes to store.
+    pub stored: Stored,
+}
+
+/// The stored bytes of a finished stream.
+pub enum Stored {
+    /// In memory.
+    Memory(Vec<u8>),
+    /// In a temporary file, from its start.
+    Spool(File),
+}
+
+impl StreamWriter {
+    /// An empty stream.
+    #[must_use]
+    pub fn new(compression: Compression) -> Self {
+        Self { compression, short: Vec::new(), long: None, raw_len: 0 }
+    }
+
+    /// Bytes put so far.
+    #[must_use]
+    pub fn raw_len(&self) -> u64 {
+        self.raw_len
+    }
+
+    /// Appends bytes; a stream that grows long is spooled to an unnamed file in `spool_dir`.
+    ///
+    /// # Errors
+    /// The system's, for example no space left.
+    pub fn put(&mut self, bytes: &[u8], spool_dir: &Path) -> io::Result<()> {
+        self.raw_len += bytes.len() as u64;
+        if let Some(encoder) = &mut self.long {
+            return encoder.write_all(bytes);
+        }
+        self.short.extend_from_slice(bytes);
+        if self.short.len() > SHORT {
+            let mut encoder = zstd::Encoder::new(tempfile::tempfile_in(spool_dir)?, self.compression.level)?;
+            encoder.window_log(self.compression.window_log.into())?;
+            encoder.include_contentsize(false)?;
+            encoder.multithread(self.compression.threads.max(1))?;
+            encoder.set_parameter(zstd::zstd_safe::CParameter::JobSize(JOB))?;
+            encoder.set_parameter(zstd::zstd_safe::CParameter::OverlapSizeLog(9))?;
+            encoder.write_all(&self.short)?;
+            self.short = Vec::new();
+            self.long = Some(encoder);
+        }
+        Ok(())
+    }
+
+    /// Ends the stream.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn finish(self) -> io::Result<Finished> {
+        let raw_len = self.raw_len;
+        if let Some(encoder) = self.long {
+            let codec = Codec::Zstd { window_log: self.compression.window_log };
+            return Ok(Finished { codec, raw_len, stored: Stored::Spool(encoder.finish()?) });
+        }
+        let window_log = (usize::BITS - self.short.len().leading_zeros()).clamp(10, 27) as u8;
+        let mut encoder = zstd::Encoder::new(Vec::new(), self.compression.level)?;
+        encoder.set_pledged_src_size(Some(raw_len))?;
+        encoder.include_contentsize(false)?;
+        encoder.include_checksum(false)?;
+        encoder.window_log(window_log.into())?;
+        encoder.write_all(&self.short)?;
+        let packed = encoder.finish()?;
+        Ok(if packed.len() < self.short.len() {
+            Finished { codec: Codec::Zstd { window_log }, raw_len, stored: Stored::Memory(packed) }
+        } else {
+            Finished { codec: Codec::Stored, raw_len, stored: Stored::Memory(self.short) }
+        })
+    }
+}

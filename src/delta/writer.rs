@@ -1,0 +1,349 @@
+//! Writes a delta: takes batches in order, fills the columns, and puts the file together.
+
+use super::batch::{BatchKind, BatchTable};
+use super::header::{Codec, Header, Kind, Limits, Section};
+use super::placement::{Placement, Sources, pair_extents, saved_blocks};
+use super::reader::memory_needed;
+use super::route::{Counts, Route};
+use super::step::{DifferenceWriter, Prediction, Step, StepKind};
+use super::stream::{Compression, Finished, Stored, StreamWriter};
+use crate::blockset::BlockSet;
+use crate::digest::ImageId;
+use crate::units::{BLOCK, Extent, blocks_touched};
+use crate::varint;
+use std::fs::File;
+use std::io::{self, Seek, Write};
+use std::ops::Range;
+use std::path::Path;
+
+/// A batch as the planner gives it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NewBatch {
+    /// What it does; `None` is a data batch.
+    pub save: bool,
+    /// Zeros.
+    pub zero: bool,
+    /// A barrier stands before it.
+    pub barrier: bool,
+    /// The blocks it writes: ascending, merged.
+    pub extents: Vec<Extent>,
+    /// For a save: the old bytes it copies, ascending, merged.
+    pub saved: Vec<Range<u64>>,
+    /// For a data batch: the steps that tile its extents.
+    pub steps: Vec<Step>,
+}
+
+impl NewBatch {
+    fn kind(&self) -> BatchKind {
+        match (self.save, self.zero) {
+            (true, _) => BatchKind::Save,
+            (false, true) => BatchKind::Zero,
+            (false, false) => BatchKind::Data,
+        }
+    }
+}
+
+/// What is known of the images beside the batches.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// The old image.
+    pub old: ImageId,
+    /// The new image.
+    pub new: ImageId,
+    /// BLAKE3 of the untouched prefix.
+    pub untouched: [u8; 32],
+    /// log2 of the region size; 0 without a table.
+    pub region_log: u8,
+    /// CRC-32 of each region of the untouched prefix.
+    pub regions: Vec<u32>,
+}
+
+/// Why a delta could not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// The system's.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// The planner's order breaks a rule: a bug, caught before a delta exists.
+    #[error("internal error: the planned order is not safe ({0}); please report it")]
+    Plan(#[from] super::DeltaError),
+}
+
+/// Bytes of a column's varint buffer before it goes to the compressor.
+const FLUSH: usize = 64 << 10;
+
+/// Collects a delta.
+pub struct DeltaWriter<'a> {
+    old: &'a [u8],
+    new: &'a [u8],
+    spool_dir: &'a Path,
+    table: BatchTable,
+    placement: Placement<'a>,
+    counts: Counts,
+    limits: Limits,
+    prediction: Prediction,
+    differences: DifferenceWriter,
+    /// By position in [`Kind::ALL`], from the step kinds on.
+    columns: Vec<Column>,
+}
+
+struct Column {
+    kind: Kind,
+    pending: Vec<u8>,
+    stream: StreamWriter,
+}
+
+impl<'a> DeltaWriter<'a> {
+    /// For two images; `touched` are all blocks that any batch will write. Long columns are spooled in `spool_dir`.
+    #[must_use]
+    pub fn new(
+        old: &'a [u8],
+        new: &'a [u8],
+        touched: &'a BlockSet,
+        spool_dir: &'a Path,
+        compression: impl Fn(Kind) -> Compression,
+    ) -> Self {
+        let kinds = Kind::ALL.into_iter().filter(|kind| *kind >= Kind::StepKinds);
+        let column = |kind| Column { kind, pending: Vec::new(), stream: StreamWriter::new(compression(kind)) };
+        Self {
+            old,
+            new,
+            spool_dir,
+            table: BatchTable::default(),
+            placement: Placement::new(touched),
+            counts: Counts::default(),
+            limits: Limits::default(),
+            prediction: Prediction::default(),
+            differences: DifferenceWriter::default(),
+            columns: kinds.map(column).collect(),
+        }
+    }
+
+    fn column(&mut self, kind: Kind) -> &mut Vec<u8> {
+        &mut self.columns[kind as usize - Kind::StepKinds as usize].pending
+    }
+
+    /// Adds the next batch.
+    ///
+    /// # Errors
+    /// A rule that the order breaks, or a failure to spool.
+    pub fn add(&mut self, batch: &NewBatch) -> Result<(), WriteError> {
+        let index = self.counts.batches;
+        let missing = |block| super::DeltaError::Rule { rule: "source", batch: index, block };
+        let kind = batch.kind();
+        let sources = match kind {
+            BatchKind::Zero => Sources::default(),
+            BatchKind::Save => self.placement.save_sources(&batch.saved).map_err(missing)?,
+            BatchKind::Data => self.placement.sources(&batch.steps).map_err(missing)?,
+        };
+        let crc = match kind {
+            BatchKind::Zero => 0, // by arithmetic
+            BatchKind::Save => self.save_crc(batch),
+            BatchKind::Data => crc_of(self.new, batch.extents.iter().map(|e| e.bytes(self.new.len() as u64))),
+        };
+        let source_crc = crc_of(self.old, sources.home.iter().cloned());
+        self.table.push(kind, batch.barrier, &batch.extents, &batch.saved, (crc, source_crc));
+        if let Some(entry) = self.table.batches().last() {
+            self.placement.advance(index, &self.table, entry, &sources)?;
+        }
+        self.count(batch, kind, &sources);
+        if kind == BatchKind::Data {
+            batch.steps.iter().try_for_each(|step| self.add_step(step, &batch.extents))?;
+        }
+        Ok(())
+    }
+
+    /// Bytes given to the columns so far, before compression.
+    #[must_use]
+    pub fn stored_estimate(&self) -> usize {
+        let bytes = self.columns.iter().map(|column| column.stream.raw_len() as usize + column.pending.len());
+        bytes.sum()
+    }
+
+    fn count(&mut self, batch: &NewBatch, kind: BatchKind, sources: &Sources) {
+        let blocks = crate::units::count_blocks(&batch.extents);
+        self.counts.batches += 1;
+        self.counts.extents += batch.extents.len() as u64;
+        self.counts.save_ranges += batch.saved.len() as u64;
+        self.counts.save_reads += sources.saves.len() as u64;
+        self.counts.barriers += u64::from(batch.barrier);
+        match kind {
+            BatchKind::Save => self.counts.scratch_blocks += blocks,
+            BatchKind::Data | BatchKind::Zero => self.counts.final_blocks += blocks,
+        }
+        let limits = &mut self.limits;
+        if kind != BatchKind::Zero {
+            limits.batch_bytes = limits.batch_bytes.max((blocks * BLOCK) as u32);
+        }
+        limits.source_bytes = limits.source_bytes.max(sources.bytes() as u32);
+        limits.batch_steps = limits.batch_steps.max(batch.steps.len() as u32);
+    }
+
+    /// CRC-32 of what a save leaves: the saved bytes in their blocks, zeros around them.
+    fn save_crc(&self, batch: &NewBatch) -> u32 {
+        let mut content = vec![0u8; (crate::units::count_blocks(&batch.extents) * BLOCK) as usize];
+        fill_save(&batch.saved, &mut content, |range, target| target.copy_from_slice(slice(self.old, &range)));
+        crc32fast::hash(&content)
+    }
+
+    fn add_step(&mut self, step: &Step, extents: &[Extent]) -> Result<(), WriteError> {
+        self.column(Kind::StepKinds).push(step.kind as u8);
+        let end = step.dst + step.len;
+        let last = blocks_touched(&(step.dst..end));
+        let i = extents.partition_point(|e| e.end() <= last.start);
+        let to_end = extents.get(i).is_some_and(|e| e.bytes(self.new.len() as u64).end == end);
+        varint::put(self.column(Kind::StepLengths), if to_end { 0 } else { step.len });
+        if let Some(space) = step.kind.space() {
+            let coded = self.prediction.encode(space, step.dst, step.src);
+            varint::put_signed(self.column(Kind::StepSources), coded);
+        }
+        let made = slice(self.new, &(step.dst..end));
+        match step.kind {
+            StepKind::Literal => self.column(Kind::Literals).extend_from_slice(made),
+            StepKind::Add => self.add_differences(made, slice(self.old, &(step.src..step.src + step.len))),
+            StepKind::AddNew => self.add_differences(made, slice(self.new, &(step.src..step.src + step.len))),
+            StepKind::Copy | StepKind::Zero | StepKind::CopyNew => {}
+        }
+        self.flush(FLUSH)
+    }
+
+    fn add_differences(&mut self, made: &[u8], base: &[u8]) {
+        let i = Kind::DifferenceRuns as usize - Kind::StepKinds as usize;
+        let [runs, bytes] = &mut self.columns[i..i + 2] else { return };
+        let (runs, bytes) = (&mut runs.pending, &mut bytes.pending);
+        for (new, old) in made.iter().zip(base) {
+            self.differences.put(new.wrapping_sub(*old), runs, bytes);
+        }
+    }
+
+    fn flush(&mut self, at_least: usize) -> Result<(), WriteError> {
+        for column in &mut self.columns {
+            if column.pending.len() >= at_least {
+                column.stream.put(&column.pending, self.spool_dir)?;
+                column.pending.clear();
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the delta and writes it to `out`.
+    ///
+    /// # Errors
+    /// A rule that the order breaks as a whole, or a failure to write.
+    pub fn finish(
+        mut self,
+        identity: &Identity,
+        level: i32,
+        out: &mut impl Write,
+    ) -> Result<(Header, Route), WriteError> {
+        self.placement.finish(self.counts.batches)?;
+        let i = Kind::DifferenceRuns as usize - Kind::StepKinds as usize;
+        if let [runs, bytes] = &mut self.columns[i..i + 2] {
+            std::mem::take(&mut self.differences).finish(&mut runs.pending, &mut bytes.pending);
+        }
+        self.flush(1)?;
+        let route = Route {
+            old: Some(identity.old),
+            untouched_len: identity.old.len.min(identity.new.len),
+            untouched: identity.untouched,
+            counts: self.counts,
+            region_log: identity.region_log,
+            regions: identity.regions.clone(),
+        };
+        let mut parts = vec![(Kind::Route, stored(route.encode()))];
+        let mut table = StreamWriter::new(Compression { level, window_log: 20, threads: 1 });
+        table.put(&self.table.encode(), self.spool_dir)?;
+        parts.push((Kind::Batches, table.finish()?));
+        for column in self.columns {
+            parts.push((column.kind, column.stream.finish()?));
+        }
+        parts.retain(|(kind, part)| *kind == Kind::Route || part.raw_len > 0);
+        let header = assemble(identity.new, self.limits, &route, parts, out)?;
+        Ok((header, route))
+    }
+}
+
+fn stored(bytes: Vec<u8>) -> Finished {
+    Finished { codec: Codec::Stored, raw_len: bytes.len() as u64, stored: Stored::Memory(bytes) }
+}
+
+/// Writes header and sections.
+fn assemble(
+    new: ImageId,
+    limits: Limits,
+    route: &Route,
+    mut parts: Vec<(Kind, Finished)>,
+    out: &mut impl Write,
+) -> io::Result<Header> {
+    let mut header = Header { compatible: 0, new, limits, sections: Vec::new() };
+    for (kind, part) in &mut parts {
+        let (stored_len, blake3) = part.stored.digest()?;
+        let (codec, raw_len) = (part.codec, part.raw_len);
+        header.sections.push(Section { kind: Some(*kind), route: 0, codec, offset: 0, stored_len, raw_len, blake3 });
+    }
+    header.limits.memory = memory_needed(&header, route, 0);
+    let mut offset = header.encoded_len() as u64;
+    for section in &mut header.sections {
+        section.offset = offset;
+        offset += section.stored_len;
+    }
+    out.write_all(&header.encode())?;
+    parts.iter_mut().try_for_each(|(_, part)| part.stored.copy_to(out))?;
+    Ok(header)
+}
+
+impl Stored {
+    fn digest(&mut self) -> io::Result<(u64, [u8; 32])> {
+        let mut hasher = blake3::Hasher::new();
+        self.copy_to(&mut hasher)?;
+        Ok((hasher.count(), *hasher.finalize().as_bytes()))
+    }
+
+    fn copy_to(&mut self, out: &mut impl Write) -> io::Result<()> {
+        match self {
+            Self::Memory(bytes) => out.write_all(bytes),
+            Self::Spool(file) => {
+                let file: &mut File = file;
+                file.rewind()?;
+                io::copy(file, out).map(drop)
+            }
+        }
+    }
+}
+
+/// Lays saved byte ranges out as the save leaves them: each in its block, blocks side by side. `copy` fills a slice
+/// with the old bytes of a range. Ranges outside what `content` has room for are left out.
+pub fn fill_save(ranges: &[Range<u64>], content: &mut [u8], mut copy: impl FnMut(Range<u64>, &mut [u8])) {
+    let blocks = saved_blocks(ranges);
+    let packed = [Extent { start: 0, count: content.len() as u64 / BLOCK }];
+    let mut ranges = ranges.iter().cloned().peekable();
+    // A shorter list on either side ends the walk; the counts were checked where it matters.
+    let _ = pair_extents(&blocks, &packed, |old, at, count| {
+        while let Some(range) = ranges.peek_mut() {
+            let end = range.end.min((old + count) * BLOCK);
+            if range.start >= end {
+                break;
+            }
+            let to = (at * BLOCK + range.start - old * BLOCK) as usize;
+            copy(range.start..end, &mut content[to..to + (end - range.start) as usize]);
+            range.start = end;
+            if range.start < range.end {
+                break;
+            }
+            ranges.next();
+        }
+    });
+}
+
+fn crc_of(image: &[u8], ranges: impl Iterator<Item = Range<u64>>) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    ranges.for_each(|range| hasher.update(slice(image, &range)));
+    hasher.finalize()
+}
+
+/// A byte range of a mapped image; what lies behind its end is left out.
+fn slice<'a>(image: &'a [u8], range: &Range<u64>) -> &'a [u8] {
+    let end = usize::try_from(range.end).unwrap_or(usize::MAX).min(image.len());
+    let start = usize::try_from(range.start).unwrap_or(usize::MAX).min(end);
+    &image[start..end]
+}

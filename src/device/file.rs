@@ -1,0 +1,122 @@
+//! A regular file as the target. Reads that check drop the page cache first; that is best effort on files.
+
+use super::{Device, DeviceError, ZEROS};
+use rustix::fs::{Advice, FallocateFlags};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+/// An image in a regular file.
+#[derive(Debug)]
+pub struct FileTarget {
+    file: File,
+    path: PathBuf,
+}
+
+impl FileTarget {
+    /// Wraps an open file; `path` is for messages.
+    #[must_use]
+    pub fn new(file: File, path: &Path) -> Self {
+        Self { file, path: path.to_owned() }
+    }
+
+    fn error(&self, operation: &'static str, offset: u64, len: u64, source: io::Error) -> DeviceError {
+        DeviceError { operation, name: self.name(), offset, len, source }
+    }
+}
+
+/// Reads all of `buffer`, continuing after short reads and EINTR. On failure: how many bytes came before it.
+pub(super) fn read_all(file: &File, offset: u64, buffer: &mut [u8]) -> Result<(), (u64, io::Error)> {
+    let mut done = 0;
+    while done < buffer.len() {
+        match file.read_at(&mut buffer[done..], offset + done as u64) {
+            Ok(0) => return Err((done as u64, io::Error::new(io::ErrorKind::UnexpectedEof, "the target ends here"))),
+            Ok(n) => done += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err((done as u64, e)),
+        }
+    }
+    Ok(())
+}
+
+/// Writes all of `data`, continuing after short writes and EINTR. On failure: how many bytes came before it.
+pub(super) fn write_all(file: &File, offset: u64, data: &[u8]) -> Result<(), (u64, io::Error)> {
+    let mut done = 0;
+    while done < data.len() {
+        match file.write_at(&data[done..], offset + done as u64) {
+            Ok(0) => {
+                return Err((done as u64, io::Error::new(io::ErrorKind::WriteZero, "nothing more can be written")));
+            }
+            Ok(n) => done += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err((done as u64, e)),
+        }
+    }
+    Ok(())
+}
+
+impl Device for FileTarget {
+    fn name(&self) -> String {
+        self.path.display().to_string()
+    }
+
+    fn len(&self) -> u64 {
+        self.file.metadata().map_or(0, |meta| meta.len())
+    }
+
+    fn resizable(&self) -> bool {
+        true
+    }
+
+    fn set_len(&self, len: u64) -> Result<(), DeviceError> {
+        self.file.set_len(len).map_err(|e| self.error("resizing", len, 0, e))
+    }
+
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DeviceError> {
+        let len = buffer.len() as u64;
+        read_all(&self.file, offset, buffer).map_err(|(done, e)| self.error("reading", offset + done, len - done, e))
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Result<(), DeviceError> {
+        let len = data.len() as u64;
+        write_all(&self.file, offset, data).map_err(|(done, e)| self.error("writing", offset + done, len - done, e))
+    }
+
+    fn write_zeros(&self, offset: u64, len: u64) -> Result<(), DeviceError> {
+        if len == 0 {
+            return Ok(());
+        }
+        // ZERO_RANGE keeps the space reserved, so that later writes cannot run out of it.
+        let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
+        if rustix::fs::fallocate(&self.file, flags, offset, len).is_ok() {
+            return Ok(());
+        }
+        let mut at = offset;
+        while at < offset + len {
+            let n = (offset + len - at).min(ZEROS.len() as u64);
+            self.write(at, &ZEROS[..n as usize])?;
+            at += n;
+        }
+        Ok(())
+    }
+
+    fn reserve(&self, offset: u64, len: u64) -> Result<(), DeviceError> {
+        use rustix::io::Errno;
+        match rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, offset, len) {
+            Err(e) if matches!(e, Errno::NOSPC | Errno::FBIG | Errno::DQUOT | Errno::IO) => {
+                Err(self.error("reserving space in", offset, len, e.into()))
+            }
+            _ => Ok(()), // file systems without fallocate: the write will tell
+        }
+    }
+
+    fn sync(&self) -> Result<(), DeviceError> {
+        self.file.sync_all().map_err(|e| self.error("syncing", 0, self.len(), e))
+    }
+
+    fn forget_cache(&self) -> Result<(), DeviceError> {
+        rustix::fs::fadvise(&self.file, 0, None, Advice::DontNeed)
+            .map_err(|e| self.error("dropping the cache of", 0, self.len(), e.into()))
+    }
+}

@@ -1,0 +1,111 @@
+//! The only place that touches storage that is patched.
+//!
+//! [`Device`] is the contract; [`FileTarget`] and [`BlockTarget`] are the real ones, [`MemoryDevice`] is for tests.
+//! What the walk assumes of a medium (spec, chapter 7): a completed sync is durable; before it, any subset of the
+//! 512-byte sectors written may have landed; sectors that are not being written do not change.
+
+mod block;
+mod buffer;
+mod file;
+mod memory;
+mod open;
+
+pub use block::BlockTarget;
+pub use buffer::AlignedBuffer;
+pub use file::FileTarget;
+pub use memory::MemoryDevice;
+pub use open::{Access, OpenError, open_target};
+
+use std::io;
+
+/// A failed operation on a device, with everything a person needs to find the place.
+#[derive(Debug, thiserror::Error)]
+#[error("{operation} {name} failed at offset {offset} ({len} bytes): {source}")]
+pub struct DeviceError {
+    /// What was done: `reading`, `writing`, `syncing`, …
+    pub operation: &'static str,
+    /// The device or file.
+    pub name: String,
+    /// Byte offset.
+    pub offset: u64,
+    /// Bytes.
+    pub len: u64,
+    /// The system's error.
+    #[source]
+    pub source: io::Error,
+}
+
+/// Storage that holds an image: a block device, a file, or memory.
+///
+/// All methods take `&self`, so that one thread may read ahead; writes are issued by one thread only.
+pub trait Device: Send + Sync {
+    /// The name used in messages.
+    fn name(&self) -> String;
+
+    /// Bytes that can be read and written now.
+    fn len(&self) -> u64;
+
+    /// Whether it has no bytes.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether [`Device::set_len`] works: regular files.
+    fn resizable(&self) -> bool {
+        false
+    }
+
+    /// Sets the length; new bytes read as zeros.
+    ///
+    /// # Errors
+    /// Where the length is fixed, or the system refuses.
+    fn set_len(&self, len: u64) -> Result<(), DeviceError>;
+
+    /// Fills `buffer` from `offset`, whole: short reads are continued, reading past the end is an error.
+    ///
+    /// # Errors
+    /// The first offset that could not be read.
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DeviceError>;
+
+    /// Writes all of `data` at `offset`: short writes are continued.
+    ///
+    /// # Errors
+    /// The first offset that may not have been written.
+    fn write(&self, offset: u64, data: &[u8]) -> Result<(), DeviceError>;
+
+    /// Makes `len` bytes from `offset` read as zeros, in the cheapest way that guarantees it (never a bare discard).
+    ///
+    /// # Errors
+    /// As [`Device::write`].
+    fn write_zeros(&self, offset: u64, len: u64) -> Result<(), DeviceError>;
+
+    /// Makes sure that writing `len` bytes from `offset` cannot run out of space half-way, where the target is sparse.
+    ///
+    /// # Errors
+    /// Where there is not enough space; nothing has changed then.
+    fn reserve(&self, offset: u64, len: u64) -> Result<(), DeviceError> {
+        let _ = (offset, len);
+        Ok(())
+    }
+
+    /// Returns when everything written before is durable. An error is final: the system may report it only once,
+    /// so a later success proves nothing.
+    ///
+    /// # Errors
+    /// Where durability cannot be vouched for.
+    fn sync(&self) -> Result<(), DeviceError>;
+
+    /// Makes later reads come from the medium, as far as the system allows.
+    ///
+    /// # Errors
+    /// Where the system refuses.
+    fn forget_cache(&self) -> Result<(), DeviceError>;
+
+    /// What a user should know about this target before it is written, for example a misaligned partition.
+    fn warnings(&self) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+/// Zero bytes to write where the system offers nothing cheaper.
+pub(crate) const ZEROS: [u8; 65536] = [0; 65536];

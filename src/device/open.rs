@@ -1,0 +1,143 @@
+//! Opening a target: what it is, who else uses it, and how to say that it cannot be used.
+
+use super::{BlockTarget, Device, FileTarget};
+use rustix::fs::{FlockOperation, OFlags};
+use rustix::io::Errno;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// What the target is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Only reads; a mounted device may be looked at.
+    Read,
+    /// Reads and writes, exclusively.
+    Write,
+}
+
+/// Why a target was not opened. Nothing was written.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// No such file or device.
+    #[error("{path} does not exist; nothing was created (check the name with 'lsblk')")]
+    Missing {
+        /// The target.
+        path: PathBuf,
+    },
+    /// A directory or another thing that holds no image.
+    #[error("{path} is {what}, not a block device or an image file")]
+    WrongKind {
+        /// The target.
+        path: PathBuf,
+        /// What it is instead.
+        what: &'static str,
+    },
+    /// Someone holds it.
+    #[error("{path} is in use: {by}; unmount it or stop what uses it, then try again")]
+    Busy {
+        /// The target.
+        path: PathBuf,
+        /// What is known of who holds it.
+        by: &'static str,
+    },
+    /// Not permitted.
+    #[error("no permission to open {path}; run the command as root, for example with sudo")]
+    Permission {
+        /// The target.
+        path: PathBuf,
+    },
+    /// Write-protected.
+    #[error("{path} is read-only (a write-protect switch, 'blockdev --getro', or a read-only file system)")]
+    ReadOnly {
+        /// The target.
+        path: PathBuf,
+    },
+    /// Any other failure of the system.
+    #[error("cannot open {path}: {source}")]
+    Io {
+        /// The target.
+        path: PathBuf,
+        /// The system's error.
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn classify(path: &Path, source: io::Error) -> OpenError {
+    let path = path.to_owned();
+    match Errno::from_io_error(&source) {
+        Some(Errno::NOENT) => OpenError::Missing { path },
+        Some(Errno::ACCESS | Errno::PERM) => OpenError::Permission { path },
+        Some(Errno::ROFS) => OpenError::ReadOnly { path },
+        Some(Errno::BUSY) => OpenError::Busy { path, by: "mounted, or held by swap, LVM, RAID or another program" },
+        _ => OpenError::Io { path, source },
+    }
+}
+
+/// Opens a block device or an image file as a target.
+///
+/// For [`Access::Write`] a block device is opened exclusively (the kernel refuses while it is mounted or held), and
+/// devices and files are locked, so that two runs cannot share a target.
+///
+/// # Errors
+/// [`OpenError`]; the target is as it was.
+pub fn open_target(path: &Path, access: Access) -> Result<Box<dyn Device>, OpenError> {
+    let meta = std::fs::metadata(path).map_err(|e| classify(path, e))?;
+    let kind = meta.file_type();
+    if kind.is_block_device() {
+        return open_block(path, access, meta.rdev());
+    }
+    let what = if kind.is_file() {
+        let file = open(path, access, OFlags::empty())?;
+        lock(&file, path, access)?;
+        return Ok(Box::new(FileTarget::new(file, path)));
+    } else if kind.is_dir() {
+        "a directory"
+    } else if kind.is_char_device() {
+        "a character device"
+    } else {
+        "a pipe or socket"
+    };
+    Err(OpenError::WrongKind { path: path.to_owned(), what })
+}
+
+fn open(path: &Path, access: Access, flags: OFlags) -> Result<File, OpenError> {
+    let write = access == Access::Write;
+    let flags = i32::from_ne_bytes(flags.bits().to_ne_bytes());
+    OpenOptions::new().read(true).write(write).custom_flags(flags).open(path).map_err(|e| classify(path, e))
+}
+
+fn open_block(path: &Path, access: Access, rdev: u64) -> Result<Box<dyn Device>, OpenError> {
+    let io_error = |source| OpenError::Io { path: path.to_owned(), source };
+    let flags = if access == Access::Write { OFlags::DIRECT | OFlags::EXCL } else { OFlags::DIRECT };
+    let mut file = open(path, access, flags)?;
+    lock(&file, path, access)?;
+    let len = file.seek(SeekFrom::End(0)).map_err(io_error)?;
+    let sector = rustix::fs::ioctl_blksszget(&file).map_err(|e| io_error(e.into()))?;
+    Ok(Box::new(BlockTarget::new(file, path, len, u64::from(sector), partition_start(rdev))))
+}
+
+/// Two runs must not share a target; several may look at it.
+fn lock(file: &File, path: &Path, access: Access) -> Result<(), OpenError> {
+    let how = match access {
+        Access::Write => FlockOperation::NonBlockingLockExclusive,
+        Access::Read => FlockOperation::NonBlockingLockShared,
+    };
+    match rustix::fs::flock(file, how) {
+        Err(Errno::WOULDBLOCK) => Err(OpenError::Busy {
+            path: path.to_owned(),
+            by: "another program, perhaps blkpatch itself, has locked it",
+        }),
+        Err(e) if access == Access::Write => Err(OpenError::Io { path: path.to_owned(), source: e.into() }),
+        _ => Ok(()),
+    }
+}
+
+/// Where a partition starts on its disk, in bytes, as sysfs tells it.
+fn partition_start(rdev: u64) -> Option<u64> {
+    let (major, minor) = (rustix::fs::major(rdev), rustix::fs::minor(rdev));
+    let text = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/start")).ok()?;
+    text.trim().parse::<u64>().ok()?.checked_mul(512)
+}

@@ -1,0 +1,134 @@
+//! What can go wrong, said so that a person knows what happened, where, whether anything was written, and what to do.
+
+use crate::delta::DeltaError;
+use crate::delta::writer::WriteError;
+use crate::device::{DeviceError, OpenError};
+use crate::units::human;
+use std::io;
+use std::path::PathBuf;
+
+/// Exit codes of the program (README, 'Exit codes').
+pub mod exit {
+    /// Done, or already up to date.
+    pub const DONE: u8 = 0;
+    /// Refused or failed; the target is untouched.
+    pub const REFUSED: u8 = 1;
+    /// Wrong usage.
+    pub const USAGE: u8 = 2;
+    /// Stopped after writing began; the same command with the same delta resumes.
+    pub const STOPPED: u8 = 3;
+    /// The target is damaged; only a full write helps.
+    pub const DAMAGED: u8 = 4;
+    /// `verify`: the target holds the old image.
+    pub const OLD: u8 = 10;
+    /// `verify`: neither image, but patching gives the new one.
+    pub const CONVERTIBLE: u8 = 11;
+    /// `verify`: neither image.
+    pub const NEITHER: u8 = 12;
+}
+
+/// A failure of a verb.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file other than the target cannot be used.
+    #[error("cannot {doing} {path}: {source}")]
+    Io {
+        /// What was tried: `read`, `create`, …
+        doing: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's error.
+        #[source]
+        source: io::Error,
+    },
+    /// An input that holds no image, or an output that would destroy something.
+    #[error("{path}: {why}")]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        why: &'static str,
+    },
+    /// The delta is refused.
+    #[error("cannot use the delta {path}: {source}\nNothing was written.")]
+    Delta {
+        /// The delta.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: DeltaError,
+    },
+    /// The delta could not be made.
+    #[error("cannot make the delta: {0}")]
+    Write(#[from] WriteError),
+    /// The target cannot be opened.
+    #[error("{0}\nNothing was written.")]
+    Open(#[from] OpenError),
+    /// The target has no room for the images.
+    #[error("{name} is too small: it has {actual} bytes, the image needs {needed}\nNothing was written.")]
+    TooSmall {
+        /// The target.
+        name: String,
+        /// Bytes needed.
+        needed: u64,
+        /// Bytes there.
+        actual: u64,
+    },
+    /// The target holds something else.
+    #[error("{name} does not hold the image that this delta starts from: {place}.\n{hint}\nNothing was written.")]
+    Neither {
+        /// The target.
+        name: String,
+        /// What differs, and where.
+        place: String,
+        /// Likely cause and what to do.
+        hint: String,
+    },
+    /// The target failed before anything was written.
+    #[error("{0}\nNothing was written.")]
+    Device(#[from] DeviceError),
+    /// Stopped after writing began.
+    #[error(
+        "{name}: stopped after {written} had been written: {why}.\nThe target is between the old and the new image. \
+        Run the same command again, with this same delta file, to finish"
+    )]
+    Stopped {
+        /// The target.
+        name: String,
+        /// Bytes written so far, for people.
+        written: String,
+        /// Why.
+        why: String,
+    },
+    /// The target cannot be made right by this delta any more.
+    #[error("{name} is damaged: {why}.\nThis delta cannot repair it: write the full new image, for example with dd")]
+    Damaged {
+        /// The target.
+        name: String,
+        /// What was found.
+        why: String,
+    },
+}
+
+impl Error {
+    /// A file that cannot be used.
+    pub(crate) fn io(doing: &'static str, path: &std::path::Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { doing, path, source }
+    }
+
+    /// A failure after `written` bytes were written to the target.
+    pub(crate) fn stopped(name: String, written: u64, why: &dyn std::fmt::Display) -> Self {
+        Self::Stopped { name, written: human(written), why: why.to_string() }
+    }
+
+    /// The program's exit code for this failure.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Stopped { .. } => exit::STOPPED,
+            Self::Damaged { .. } => exit::DAMAGED,
+            _ => exit::REFUSED,
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! Updates a disk image in place on its device by shipping only what changed.
+#![deny(missing_docs, unsafe_code)]
+
+pub mod blockset;
+pub mod compare;
+pub mod delta;
+pub mod device;
+pub mod diff;
+pub mod digest;
+pub mod error;
+pub mod image;
+pub mod matcher;
+pub mod monitor;
+mod parallel;
+pub mod plan;
+pub mod units;
+pub mod varint;

@@ -1,0 +1,214 @@
+//! Where in the old image a window of 32 bytes occurs.
+//!
+//! Windows start at every `grid` bytes of the old data. An entry is 32 bits: the number of the window and, above it,
+//! as many bits of the window's hash as are left, which spare nearly all vain looks at the old image (each a cache
+//! miss). Entries lie in buckets of eight, half a cache line, so that a lookup costs one miss.
+//! A window that repeats is kept a few times; later ones are dropped, as is what finds its bucket full.
+
+use std::ops::Range;
+use std::thread;
+
+use super::images::Images;
+
+/// Bytes that are looked up at once.
+pub(super) const WINDOW: usize = 32;
+/// Windows looked up in one go, so that the cache misses overlap.
+pub(super) const BATCH: usize = 16;
+/// Entries with the same tag in one bucket: nearly always the same content.
+const REPEATS: usize = 4;
+/// Windows gathered before they are put into the table: bounds the temporary memory.
+const ROUND: usize = 1 << 20;
+/// Parts of the table that are filled one at a time, so that a part stays in the cache meanwhile.
+const PARTS: usize = 256;
+
+#[derive(Clone, Copy, Default)]
+#[repr(C, align(32))]
+struct Bucket([u32; 8]);
+
+/// Bytes of table for each window: at 1.5 slots of 4 bytes, 2 % of the windows find their bucket full.
+const BYTES_PER_WINDOW: u64 = 6;
+
+pub(super) struct Index {
+    buckets: Vec<Bucket>,
+    windows: Windows,
+    id_bits: u32,
+}
+
+/// The numbering of windows: data ranges one after another, each from a fresh number.
+struct Windows {
+    grid: usize,
+    /// The first byte of each data range, with the number of the window that starts there.
+    ranges: Vec<(usize, Range<usize>)>,
+    count: usize,
+}
+
+/// A window's hash; `None` for one that repeats after eight bytes or fewer, such as zeros: it says nothing.
+fn hash(window: &[u8; WINDOW]) -> Option<u64> {
+    let mut words = [0; 4];
+    for (word, bytes) in words.iter_mut().zip(window.chunks_exact(8)) {
+        *word = bytes.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+    }
+    let [a, b, c, d] = words;
+    if a == b && b == c && c == d {
+        return None;
+    }
+    let left = u128::from(a ^ 0xa076_1d64_78bd_642f) * u128::from(b ^ 0xe703_7ed1_a0b4_28db);
+    let right = u128::from(c ^ 0x8ebc_6af0_9c88_c6e3) * u128::from(d ^ 0x5899_65cc_7537_4cc3);
+    let fold = |product: u128| (product as u64) ^ (product >> 64) as u64;
+    Some((fold(left) ^ fold(right).rotate_left(29)).wrapping_mul(0x9e37_79b9_7f4a_7c15))
+}
+
+impl Windows {
+    fn new(data: &[Range<usize>], grid: usize) -> Self {
+        let mut ranges = Vec::with_capacity(data.len());
+        let mut count = 0;
+        for range in data.iter().filter(|range| range.len() >= WINDOW) {
+            let here = (range.len() - WINDOW) / grid + 1;
+            ranges.push((range.start, count..count + here));
+            count += here;
+        }
+        Self { grid, ranges, count }
+    }
+
+    /// Old offset of window `id`.
+    fn offset(&self, id: usize) -> Option<usize> {
+        let after = self.ranges.partition_point(|(_, ids)| ids.start <= id);
+        let (start, ids) = self.ranges.get(after.checked_sub(1)?)?;
+        Some(start + (id - ids.start) * self.grid)
+    }
+
+    /// Calls `each` with number and old offset of the windows `ids`.
+    fn for_each(&self, ids: Range<usize>, mut each: impl FnMut(usize, usize)) {
+        let first = self.ranges.partition_point(|(_, range)| range.end <= ids.start);
+        for (start, range) in &self.ranges[first..] {
+            if range.start >= ids.end {
+                break;
+            }
+            for id in range.start.max(ids.start)..range.end.min(ids.end) {
+                each(id, start + (id - range.start) * self.grid);
+            }
+        }
+    }
+}
+
+/// What one thread gathers in one round: for each part of the table, bucket within the part and entry.
+type Gathered = Vec<Vec<(u32, u32)>>;
+
+impl Index {
+    /// Indexes the old data at every `finest` bytes, or more coarsely where `memory` bytes would not do.
+    pub(super) fn build(images: &Images, finest: usize, memory: u64, threads: usize) -> Self {
+        let mut grid = finest.max(1);
+        let mut windows = Windows::new(&images.data, grid);
+        while windows.count > 1 << 30 || windows.count as u64 * BYTES_PER_WINDOW > memory {
+            let before = windows.count;
+            grid += grid.div_ceil(8).next_multiple_of(grid.min(8));
+            windows = Windows::new(&images.data, grid);
+            if windows.count == before && grid > images.old.len() {
+                break;
+            }
+        }
+        let bytes = usize::try_from(windows.count as u64 * BYTES_PER_WINDOW).unwrap_or(0);
+        let buckets = vec![Bucket::default(); bytes / size_of::<Bucket>() + 1];
+        let id_bits = usize::BITS - windows.count.leading_zeros();
+        let mut index = Self { buckets, windows, id_bits };
+        index.fill(images, threads.max(1));
+        index
+    }
+
+    /// Puts all windows into the table, in their order whatever the number of threads.
+    fn fill(&mut self, images: &Images, threads: usize) {
+        let mut buckets = std::mem::take(&mut self.buckets);
+        let total = buckets.len();
+        let size = total.div_ceil(PARTS);
+        let mut parts: Vec<&mut [Bucket]> = buckets.chunks_mut(size).collect();
+        let mut gathered: Vec<Gathered> = (0..threads).map(|_| vec![Vec::new(); parts.len()]).collect();
+        for round in (0..self.windows.count).step_by(ROUND) {
+            let ids = round..(round + ROUND).min(self.windows.count);
+            let share = ids.len().div_ceil(threads);
+            thread::scope(|scope| {
+                for (thread, gathered) in gathered.iter_mut().enumerate() {
+                    let start = (ids.start + thread * share).min(ids.end);
+                    let ids = start..(start + share).min(ids.end);
+                    let index = &*self;
+                    scope.spawn(move || index.gather(images, ids, total, size, gathered));
+                }
+            });
+            let share = parts.len().div_ceil(threads);
+            thread::scope(|scope| {
+                for (group, parts) in parts.chunks_mut(share).enumerate() {
+                    let (index, gathered) = (&*self, &gathered);
+                    scope.spawn(move || {
+                        for (number, part) in parts.iter_mut().enumerate() {
+                            for entries in gathered.iter().filter_map(|all| all.get(group * share + number)) {
+                                index.insert(part, entries);
+                            }
+                        }
+                    });
+                }
+            });
+        }
+        self.buckets = buckets;
+    }
+
+    /// Hashes the windows `ids` and sorts them by part of a table of `total` buckets, `size` in each part.
+    fn gather(&self, images: &Images, ids: Range<usize>, total: usize, size: usize, gathered: &mut Gathered) {
+        gathered.iter_mut().for_each(Vec::clear);
+        self.windows.for_each(ids, |id, offset| {
+            let window = images.old.get(offset..).and_then(|bytes| bytes.first_chunk());
+            let Some(hash) = window.and_then(hash) else { return };
+            let bucket = bucket_of(hash, total);
+            gathered[bucket / size].push(((bucket % size) as u32, self.tag(hash) | (id as u32 + 1)));
+        });
+    }
+
+    fn insert(&self, part: &mut [Bucket], entries: &[(u32, u32)]) {
+        for &(bucket, entry) in entries {
+            let slots = &mut part[bucket as usize].0;
+            let same = slots.iter().filter(|&&slot| slot != 0 && (slot ^ entry) >> self.id_bits == 0).count();
+            if same >= REPEATS {
+                continue;
+            }
+            if let Some(free) = slots.iter_mut().find(|slot| **slot == 0) {
+                *free = entry;
+            }
+        }
+    }
+
+    /// The hash's bits that lie above the window number in an entry.
+    fn tag(&self, hash: u64) -> u32 {
+        (hash as u32) >> self.id_bits << self.id_bits
+    }
+
+    /// Looks up the windows of `new` that start in `starts` (at most `BATCH`); adds to `found`, for each that may occur
+    /// in the old image, its new offset and an old offset. Hashes collide: the caller must compare.
+    pub(super) fn find(&self, new: &[u8], starts: Range<usize>, found: &mut Vec<(usize, usize)>) {
+        let mut hashes = [(0, 0); BATCH];
+        let mut count = 0;
+        for at in starts.take(BATCH) {
+            let Some(window) = new.get(at..).and_then(|bytes| bytes.first_chunk()) else { break };
+            if let Some(hash) = hash(window) {
+                hashes[count] = (at, hash);
+                count += 1;
+            }
+        }
+        // Two passes, for no load of the second waits for another: the misses overlap.
+        for &(at, hash) in &hashes[..count] {
+            let slots = self.buckets[bucket_of(hash, self.buckets.len())].0;
+            let tag = self.tag(hash);
+            if !slots.iter().any(|slot| (slot ^ tag) >> self.id_bits == 0) {
+                continue;
+            }
+            for slot in slots.into_iter().filter(|&slot| (slot ^ tag) >> self.id_bits == 0) {
+                let id = (slot & ((1 << self.id_bits) - 1)) as usize;
+                if let Some(src) = id.checked_sub(1).and_then(|id| self.windows.offset(id)) {
+                    found.push((at, src));
+                }
+            }
+        }
+    }
+}
+
+/// The bucket for `hash` in a table of `total`: its upper half, scaled.
+fn bucket_of(hash: u64, total: usize) -> usize {
+    (((hash >> 32) * total as u64) >> 32) as usize
+}

@@ -1,0 +1,391 @@
+//! The schedule: which piece goes when, and what is saved to scratch.
+//!
+//! Where piece j would destroy what piece i reads, i goes first (Burns, Long, Stockmeyer, "In-Place Reconstruction of
+//! Version Differences"). Pieces become ready when nobody reads their old content any more. Where none is ready, the
+//! blocks in danger of the piece that needs fewest are copied to scratch. Scratch are blocks of leaves: ready pieces
+//! that read nothing anybody overwrites; they wait until the end. Levels make one sync serve many batches: an action's
+//! level is the number of barriers that stand before it.
+
+use super::BATCH_BLOCKS;
+use super::pieces::Pieces;
+use crate::units::{Extent, merge_extents};
+use std::collections::{BTreeSet, VecDeque};
+
+const NONE: u32 = u32::MAX;
+
+/// One thing to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Write a piece.
+    Piece(u32),
+    /// Copy dense blocks to scratch: (old block, scratch block), one to one.
+    Save(Vec<(u32, u32)>),
+}
+
+/// All actions with their levels.
+#[derive(Clone, Debug, Default)]
+pub struct Schedule {
+    /// (level, action), in an order that is safe.
+    pub actions: Vec<(u32, Action)>,
+    /// Number of levels.
+    pub levels: u64,
+    /// Blocks written to scratch.
+    pub saved_blocks: u64,
+}
+
+/// There is not enough scratch.
+#[derive(Clone, Copy, Debug)]
+pub struct NeedScratch {
+    /// Blocks that would do.
+    pub blocks: u64,
+    /// A block that could be made free by turning it into a literal.
+    pub near: u64,
+}
+
+/// A save: it stands or falls as one.
+struct Group {
+    /// Pairs of a saved block and a piece that still has to read it.
+    pending: u32,
+    slots: Vec<u32>,
+    level: u32,
+    /// Level from which its scratch may be overwritten.
+    free_level: u32,
+}
+
+struct State<'a> {
+    pieces: &'a Pieces,
+    /// Pieces that read each dense block, as ranges of `reader_list`.
+    reader_start: Vec<u32>,
+    reader_list: Vec<u32>,
+    /// Readers at home that have not run, the owner excepted.
+    foreign: Vec<u32>,
+    /// Whether the owner itself reads the block at home.
+    own: Vec<bool>,
+    /// The group that saved the block.
+    group_of: Vec<u32>,
+    /// The slot that the block was saved to.
+    slot_of: Vec<u32>,
+    /// The last group that a scratch block served.
+    guest: Vec<u32>,
+    /// Level from which the block may be overwritten by R2.
+    free_level: Vec<u32>,
+    /// By piece: blocks with foreign readers; blocks read by the piece itself; blocks read of others.
+    foreign_blocks: Vec<u32>,
+    own_blocks: Vec<u32>,
+    outward: Vec<u32>,
+    done: Vec<bool>,
+    queued: Vec<bool>,
+    ready: VecDeque<u32>,
+    /// Pieces that only wait for saves of what they read themselves.
+    selfish: VecDeque<u32>,
+    /// All other waiting pieces, by the number of blocks to save.
+    stuck: BTreeSet<(u32, u32)>,
+    leaves: Vec<u32>,
+    pool: VecDeque<u32>,
+    groups: Vec<Group>,
+    schedule: Schedule,
+}
+
+/// Orders the pieces.
+pub fn schedule(pieces: &Pieces) -> Result<Schedule, NeedScratch> {
+    let mut state = State::new(pieces);
+    loop {
+        while let Some(piece) = state.ready.pop_front() {
+            state.run_or_hold(piece);
+        }
+        if !state.selfish.is_empty() {
+            state.save_selfish()?;
+        } else if let Some(piece) = state.cheapest_in_a_cycle() {
+            state.save(&[piece])?;
+        } else {
+            break;
+        }
+    }
+    let leaves = std::mem::take(&mut state.leaves);
+    leaves.into_iter().for_each(|leaf| state.run(leaf));
+    let mut schedule = state.schedule;
+    schedule.levels = schedule.actions.iter().map(|(level, _)| u64::from(*level) + 1).max().unwrap_or(0);
+    Ok(schedule)
+}
+
+/// The part of the offered zero scratch that saves really use.
+pub fn used_scratch(pieces: &Pieces, schedule: &Schedule, offered: &[Extent]) -> Vec<Extent> {
+    let mut used = Vec::new();
+    for (_, action) in &schedule.actions {
+        let Action::Save(pairs) = action else { continue };
+        for (_, slot) in pairs {
+            let block = pieces.block(*slot);
+            let i = offered.partition_point(|e| e.end() <= block);
+            if offered.get(i).is_some_and(|e| e.start <= block) {
+                used.push(Extent { start: block, count: 1 });
+            }
+        }
+    }
+    merge_extents(&mut used);
+    used
+}
+
+impl<'a> State<'a> {
+    fn new(pieces: &'a Pieces) -> Self {
+        let (blocks, count) = (pieces.blocks(), pieces.list.len());
+        let mut state = Self {
+            pieces,
+            reader_start: vec![0; blocks + 1],
+            reader_list: Vec::new(),
+            foreign: vec![0; blocks],
+            own: vec![false; blocks],
+            group_of: vec![NONE; blocks],
+            slot_of: vec![NONE; blocks],
+            guest: vec![NONE; blocks],
+            free_level: vec![0; blocks],
+            foreign_blocks: vec![0; count],
+            own_blocks: vec![0; count],
+            outward: vec![0; count],
+            done: vec![false; count],
+            queued: vec![false; count],
+            ready: VecDeque::new(),
+            selfish: VecDeque::new(),
+            stuck: BTreeSet::new(),
+            leaves: Vec::new(),
+            pool: VecDeque::new(),
+            groups: Vec::new(),
+            schedule: Schedule::default(),
+        };
+        state.list_readers();
+        state.classify_all();
+        state
+    }
+
+    fn list_readers(&mut self) {
+        let pieces = self.pieces;
+        for read in pieces.list.iter().flat_map(|piece| &piece.reads) {
+            self.reader_start[*read as usize + 1] += 1;
+        }
+        for i in 1..self.reader_start.len() {
+            self.reader_start[i] += self.reader_start[i - 1];
+        }
+        self.reader_list = vec![0; self.reader_start.last().copied().unwrap_or(0) as usize];
+        let mut at = self.reader_start.clone();
+        for (reader, piece) in (0u32..).zip(&pieces.list) {
+            for read in &piece.reads {
+                let (read, place) = (*read as usize, &mut at[*read as usize]);
+                self.reader_list[*place as usize] = reader;
+                *place += 1;
+                let owner = pieces.owner[read];
+                if owner == reader {
+                    self.own[read] = true;
+                    self.own_blocks[owner as usize] += 1;
+                } else {
+                    self.foreign[read] += 1;
+                    self.foreign_blocks[owner as usize] += u32::from(self.foreign[read] == 1);
+                    self.outward[reader as usize] += 1;
+                }
+            }
+        }
+    }
+
+    fn classify_all(&mut self) {
+        for piece in 0..self.pieces.list.len() as u32 {
+            self.classify(piece, None);
+        }
+    }
+
+    /// The waiting piece with the fewest blocks to save. Pieces that read nothing in danger only wait for others.
+    fn cheapest_in_a_cycle(&mut self) -> Option<u32> {
+        while let Some((key, piece)) = self.stuck.first().copied() {
+            if self.outward[piece as usize] > 0 || self.own_blocks[piece as usize] > 0 {
+                return Some(piece);
+            }
+            self.stuck.remove(&(key, piece));
+        }
+        None
+    }
+
+    fn need(&self, piece: u32) -> u32 {
+        // Blocks that are read both by the piece itself and by others are counted twice: good enough to compare.
+        self.foreign_blocks[piece as usize] + self.own_blocks[piece as usize]
+    }
+
+    /// Puts a waiting piece into the list that fits what it waits for; `before` is its key in `stuck`.
+    fn classify(&mut self, piece: u32, before: Option<u32>) {
+        if let Some(key) = before {
+            self.stuck.remove(&(key, piece));
+        }
+        let i = piece as usize;
+        if self.done[i] || self.queued[i] {
+            return;
+        }
+        if self.need(piece) == 0 {
+            self.queued[i] = true;
+            self.ready.push_back(piece);
+        } else if self.own_blocks[i] > 0 && self.mostly_own(piece) {
+            self.queued[i] = true;
+            self.selfish.push_back(piece);
+        } else {
+            self.stuck.insert((self.need(piece), piece));
+        }
+    }
+
+    /// Whether (nearly) all that must be saved must be saved in any case, as the piece itself reads it.
+    fn mostly_own(&self, piece: u32) -> bool {
+        let i = piece as usize;
+        if self.foreign_blocks[i] == 0 {
+            return true;
+        }
+        // Worth counting only where the sums leave it open.
+        if self.own_blocks[i] < 8 {
+            return false;
+        }
+        let foreign_only = self.blocks_of(piece).filter(|d| self.foreign[*d as usize] > 0 && !self.own[*d as usize]);
+        foreign_only.count() * 16 <= self.own_blocks[i] as usize
+    }
+
+    fn blocks_of(&self, piece: u32) -> impl Iterator<Item = u32> + use<'a> {
+        let pieces = self.pieces;
+        pieces.list[piece as usize].extents.iter().flat_map(|e| pieces.dense(*e))
+    }
+
+    fn run_or_hold(&mut self, piece: u32) {
+        let reads_scratch = self.pieces.list[piece as usize].reads.iter().any(|d| self.group_of[*d as usize] != NONE);
+        if self.outward[piece as usize] > 0 || reads_scratch {
+            return self.run(piece);
+        }
+        self.leaves.push(piece);
+        let end = self.pieces.whole_end;
+        let free: Vec<u32> = self.blocks_of(piece).filter(|d| self.pieces.block(*d) < end).collect();
+        self.pool.extend(free);
+    }
+
+    fn run(&mut self, piece: u32) {
+        let pieces = self.pieces;
+        let reads = &pieces.list[piece as usize].reads;
+        let mut level = self.blocks_of(piece).map(|d| self.overwrite_level(d)).max().unwrap_or(0);
+        for read in reads {
+            let group = self.group_of[*read as usize];
+            if group != NONE {
+                level = level.max(self.groups[group as usize].level);
+            }
+        }
+        self.done[piece as usize] = true;
+        for read in reads {
+            self.read_done(*read, piece, level);
+        }
+        self.schedule.actions.push((level, Action::Piece(piece)));
+    }
+
+    /// The first level at which R2 and R3 let the block be overwritten.
+    fn overwrite_level(&self, dense: u32) -> u32 {
+        let guest = self.guest[dense as usize];
+        let by_guest = if guest == NONE { 0 } else { self.groups[guest as usize].free_level };
+        self.free_level[dense as usize].max(by_guest)
+    }
+
+    fn read_done(&mut self, read: u32, reader: u32, level: u32) {
+        let d = read as usize;
+        let group = self.group_of[d];
+        if group != NONE {
+            let group = &mut self.groups[group as usize];
+            group.free_level = group.free_level.max(level + 1);
+            group.pending -= 1;
+            if group.pending == 0 {
+                self.pool.extend(&group.slots);
+            }
+            return;
+        }
+        self.free_level[d] = self.free_level[d].max(level + 1);
+        let owner = self.pieces.owner[d];
+        if owner != reader {
+            let key = self.need(owner);
+            self.foreign[d] -= 1;
+            if self.foreign[d] == 0 {
+                self.foreign_blocks[owner as usize] -= 1;
+                self.classify(owner, Some(key));
+            }
+        }
+    }
+
+    /// The blocks of a piece that somebody still reads.
+    fn endangered(&self, piece: u32) -> Vec<u32> {
+        let wanted =
+            |d: &u32| self.group_of[*d as usize] == NONE && (self.foreign[*d as usize] > 0 || self.own[*d as usize]);
+        self.blocks_of(piece).filter(wanted).collect()
+    }
+
+    /// Saves for as many selfish pieces as the free scratch allows, in saves of up to a batch.
+    fn save_selfish(&mut self) -> Result<(), NeedScratch> {
+        let (mut chosen, mut blocks) = (Vec::new(), 0);
+        while let Some(piece) = self.selfish.front().copied() {
+            let need = self.endangered(piece).len();
+            let full = blocks + need > BATCH_BLOCKS as usize || blocks + need > self.pool.len();
+            if full && !chosen.is_empty() {
+                break;
+            }
+            self.selfish.pop_front();
+            chosen.push(piece);
+            blocks += need;
+        }
+        self.save(&chosen)
+    }
+
+    /// Saves everything that somebody still reads of these pieces, as one group.
+    fn save(&mut self, chosen: &[u32]) -> Result<(), NeedScratch> {
+        let blocks: Vec<u32> = chosen.iter().flat_map(|piece| self.endangered(*piece)).collect();
+        if blocks.len() > self.pool.len() {
+            let near = blocks.first().map_or(0, |d| self.pieces.block(*d));
+            return Err(NeedScratch { blocks: blocks.len() as u64, near });
+        }
+        let mut slots: Vec<u32> = self.pool.drain(..blocks.len()).collect();
+        slots.sort_unstable();
+        let level = slots.iter().map(|slot| self.overwrite_level(*slot)).max().unwrap_or(0);
+        let number = self.groups.len() as u32;
+        self.groups.push(Group { pending: 0, slots: slots.clone(), level, free_level: level + 1 });
+        let mut pairs = Vec::with_capacity(blocks.len());
+        let mut sorted = blocks;
+        sorted.sort_unstable();
+        for (block, slot) in sorted.into_iter().zip(slots) {
+            self.save_block(block, slot, number, level);
+            pairs.push((block, slot));
+        }
+        self.schedule.saved_blocks += pairs.len() as u64;
+        self.schedule.actions.push((level, Action::Save(pairs)));
+        for piece in chosen {
+            self.queued[*piece as usize] = false;
+            let key = self.need(*piece);
+            self.classify(*piece, Some(key));
+        }
+        Ok(())
+    }
+
+    fn save_block(&mut self, block: u32, slot: u32, number: u32, level: u32) {
+        let d = block as usize;
+        let owner = self.pieces.owner[d];
+        let key = self.need(owner);
+        self.group_of[d] = number;
+        self.slot_of[d] = slot;
+        self.guest[slot as usize] = number;
+        self.free_level[d] = self.free_level[d].max(level + 1);
+        self.free_level[slot as usize] = self.free_level[slot as usize].max(level + 1);
+        let readers = self.reader_start[d] as usize..self.reader_start[d + 1] as usize;
+        for i in readers {
+            let reader = self.reader_list[i] as usize;
+            if !self.done[reader] {
+                self.groups[number as usize].pending += 1;
+                if reader as u32 != owner {
+                    self.outward[reader] -= 1;
+                }
+            }
+        }
+        if self.foreign[d] > 0 {
+            self.foreign[d] = 0;
+            self.foreign_blocks[owner as usize] -= 1;
+        }
+        if self.own[d] {
+            self.own[d] = false;
+            self.own_blocks[owner as usize] -= 1;
+        }
+        self.stuck.remove(&(key, owner));
+        if !self.queued[owner as usize] && !self.done[owner as usize] && self.need(owner) > 0 {
+            self.stuck.insert((self.need(owner), owner));
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! The recipe: what makes every changed byte of the new image, independent of any order.
+
+use crate::delta::step::{Step, StepKind};
+use crate::matcher::{Run, Source};
+use crate::units::{BLOCK, Extent, blocks_in, blocks_touched, merge_extents};
+use std::ops::Range;
+
+/// Runs that tile the changed blocks of the new image, ascending.
+#[derive(Clone, Debug, Default)]
+pub struct Recipe {
+    runs: Vec<Run>,
+}
+
+/// The old bytes that a run reads.
+fn source_of(run: &Run) -> Option<Range<u64>> {
+    match run.source {
+        Source::Copy { src } | Source::Add { src } => Some(src..src + run.len),
+        Source::Literal | Source::Zero => None,
+    }
+}
+
+/// The part of a run from `skip` on, `len` bytes long.
+fn part_of(run: &Run, skip: u64, len: u64) -> Run {
+    let source = match run.source {
+        Source::Copy { src } => Source::Copy { src: src + skip },
+        Source::Add { src } => Source::Add { src: src + skip },
+        other => other,
+    };
+    Run { dst: run.dst + skip, len, source }
+}
+
+impl Recipe {
+    /// From the matcher's runs: ascending, each within a stretch of changed blocks.
+    #[must_use]
+    pub fn new(runs: Vec<Run>) -> Self {
+        Self { runs }
+    }
+
+    /// The runs.
+    #[must_use]
+    pub fn runs(&self) -> &[Run] {
+        &self.runs
+    }
+
+    /// The changed blocks in two classes, ascending: (extent, whether all of it becomes zero).
+    #[must_use]
+    pub fn segments(&self, new_len: u64) -> Vec<(Extent, bool)> {
+        let mut segments: Vec<(Extent, bool)> = Vec::new();
+        let mut add = |extent: Extent, zero: bool| {
+            if let Some((last, last_zero)) = segments.last_mut() {
+                let start = extent.start.max(last.end());
+                let extent = Extent { start, count: extent.end().saturating_sub(start) };
+                if extent.count == 0 {
+                    return;
+                }
+                if last.end() == extent.start && *last_zero == zero {
+                    last.count += extent.count;
+                    return;
+                }
+                segments.push((extent, zero));
+            } else if extent.count > 0 {
+                segments.push((extent, zero));
+            }
+        };
+        for run in &self.runs {
+            let end = run.dst + run.len;
+            let blocks = blocks_touched(&(run.dst..end));
+            if run.source != Source::Zero {
+                add(blocks, false);
+                continue;
+            }
+            let start = run.dst.div_ceil(BLOCK);
+            let stop = if end == new_len { blocks_in(end) } else { end / BLOCK };
+            if start < stop {
+                add(Extent { start: blocks.start, count: start - blocks.start }, false);
+                add(Extent { start, count: stop - start }, true);
+                add(Extent { start: stop, count: blocks.end() - stop }, false);
+            } else {
+                add(blocks, false);
+            }
+        }
+        segments
+    }
+
+    /// The runs that make `bytes`, clipped to it.
+    pub fn clip(&self, bytes: Range<u64>) -> impl Iterator<Item = Run> + '_ {
+        let first = self.runs.partition_point(|run| run.dst + run.len <= bytes.start);
+        self.runs[first..].iter().take_while(move |run| run.dst < bytes.end).map(move |run| {
+            let start = run.dst.max(bytes.start);
+            part_of(run, start - run.dst, (run.dst + run.len).min(bytes.end) - start)
+        })
+    }
+
+    /// The steps that make an extent.
+    pub fn steps(&self, extent: &Extent, new_len: u64, steps: &mut Vec<Step>) {
+        for run in self.clip(extent.bytes(new_len)) {
+            let (kind, src) = match run.source {
+                Source::Literal => (StepKind::Literal, 0),
+                Source::Zero => (StepKind::Zero, 0),
+                Source::Copy { src } => (StepKind::Copy, src),
+                Source::Add { src } => (StepKind::Add, src),
+            };
+            steps.push(Step { kind, dst: run.dst, len: run.len, src });
+        }
+    }
+
+    /// Replaces the runs by what `change` makes of each, merging neighbouring literals within a stretch.
+    fn rewrite(&mut self, mut change: impl FnMut(&Run, &mut Vec<Run>)) {
+        let mut out: Vec<Run> = Vec::with_capacity(self.runs.len());
+        let mut parts = Vec::new();
+        for run in &self.runs {
+            change(run, &mut parts);
+            for part in parts.drain(..).filter(|part: &Run| part.len > 0) {
+                match out.last_mut() {
+                    Some(last)
+                        if last.source == Source::Literal
+                            && part.source == Source::Literal
+                            && last.dst + last.len == part.dst =>
+                    {
+                        last.len += part.len;
+                    }
+                    _ => out.push(part),
+                }
+            }
+        }
+        self.runs = out;
+    }
+
+    /// Turns everything that is read from these old blocks (ascending, merged) into literals.
+    pub fn avoid_sources(&mut self, old_blocks: &[Extent]) {
+        self.rewrite(|run, parts| {
+            let Some(source) = source_of(run) else { return parts.push(*run) };
+            let mut at = source.start;
+            let first = old_blocks.partition_point(|e| e.end() * BLOCK <= source.start);
+            for extent in old_blocks[first..].iter().take_while(|e| e.start * BLOCK < source.end) {
+                let (start, end) = ((extent.start * BLOCK).max(source.start), (extent.end() * BLOCK).min(source.end));
+                parts.push(part_of(run, at - source.start, start - at));
+                parts.push(Run { source: Source::Literal, ..part_of(run, start - source.start, end - start) });
+                at = end;
+            }
+            parts.push(part_of(run, at - source.start, source.end - at));
+        });
+    }
+
+    /// Turns these new blocks (ascending, merged) into literals, zeros excepted.
+    pub fn make_literal(&mut self, new_blocks: &[Extent]) {
+        self.rewrite(|run, parts| {
+            if run.source == Source::Zero {
+                return parts.push(*run);
+            }
+            let end = run.dst + run.len;
+            let mut at = run.dst;
+            let first = new_blocks.partition_point(|e| e.end() * BLOCK <= run.dst);
+            for extent in new_blocks[first..].iter().take_while(|e| e.start * BLOCK < end) {
+                let (start, stop) = ((extent.start * BLOCK).max(run.dst), (extent.end() * BLOCK).min(end));
+                parts.push(part_of(run, at - run.dst, start - at));
+                parts.push(Run { dst: start, len: stop - start, source: Source::Literal });
+                at = stop;
+            }
+            parts.push(part_of(run, at - run.dst, end - at));
+        });
+    }
+
+    /// Makes the changed blocks among these free for scratch: literals themselves, and read by nobody.
+    pub fn make_free(&mut self, near: Extent, new_len: u64) {
+        let mut left = near.count;
+        let mut free = Vec::new();
+        let segments = self.segments(new_len);
+        let first = segments.partition_point(|(e, _)| e.end() <= near.start);
+        // Only whole blocks can be scratch; wrap around where the tail has too few.
+        for (extent, _) in segments[first..].iter().chain(&segments[..first]) {
+            let start = extent.start.max(if free.is_empty() { near.start.min(extent.end() - 1) } else { 0 });
+            let count = (extent.end().min(super::whole_blocks(new_len)).saturating_sub(start)).min(left);
+            if count > 0 {
+                free.push(Extent { start, count });
+                left -= count;
+            }
+            if left == 0 {
+                break;
+            }
+        }
+        merge_extents(&mut free);
+        self.avoid_sources(&free);
+        self.make_literal(&free);
+    }
+
+    /// New blocks that are made, in part, from their own old content.
+    #[must_use]
+    pub fn self_references(&self) -> Vec<u64> {
+        let mut found = Vec::new();
+        for run in &self.runs {
+            let Some(source) = source_of(run) else { continue };
+            if run.dst.abs_diff(source.start) >= 2 * BLOCK {
+                continue; // cannot lie in the same block
+            }
+            let blocks = blocks_touched(&(run.dst..run.dst + run.len));
+            for block in blocks.start..blocks.end() {
+                let start = (block * BLOCK).max(run.dst);
+                let end = ((block + 1) * BLOCK).min(run.dst + run.len);
+                let read = blocks_touched(&(source.start + start - run.dst..source.start + end - run.dst));
+                if read.start <= block && block < read.end() && found.last() != Some(&block) {
+                    found.push(block);
+                }
+            }
+        }
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn recipe() -> Recipe {
+        Recipe::new(vec![
+            Run { dst: 0, len: 5000, source: Source::Copy { src: 8192 } },
+            Run { dst: 5000, len: 3 * BLOCK - 5000, source: Source::Zero },
+            Run { dst: 5 * BLOCK, len: 100, source: Source::Add { src: 5 * BLOCK + 10 } },
+        ])
+    }
+
+    #[test]
+    fn whole_zero_blocks_form_their_own_segments() {
+        let new_len = 5 * BLOCK + 100;
+        let e = |start, count| Extent { start, count };
+        assert_eq!(recipe().segments(new_len), [(e(0, 2), false), (e(2, 1), true), (e(5, 1), false)]);
+        let zeros = Recipe::new(vec![Run { dst: BLOCK, len: 10, source: Source::Zero }]);
+        assert_eq!(zeros.segments(BLOCK + 10), [(e(1, 1), true)]);
+    }
+
+    #[test]
+    fn avoided_sources_become_literals_and_the_rest_stays() {
+        let mut recipe = recipe();
+        recipe.avoid_sources(&[Extent { start: 3, count: 1 }]);
+        assert_eq!(recipe.runs()[0], Run { dst: 0, len: 4096, source: Source::Copy { src: 8192 } });
+        assert_eq!(recipe.runs()[1], Run { dst: 4096, len: 904, source: Source::Literal });
+        let total: u64 = recipe.runs().iter().map(|r| r.len).sum();
+        assert_eq!(total, 3 * BLOCK + 100);
+    }
+
+    #[test]
+    fn literal_blocks_keep_their_neighbours() {
+        let mut recipe = recipe();
+        recipe.make_literal(&[Extent { start: 0, count: 1 }]);
+        assert_eq!(recipe.runs()[0], Run { dst: 0, len: 4096, source: Source::Literal });
+        assert_eq!(recipe.runs()[1], Run { dst: 4096, len: 904, source: Source::Copy { src: 8192 + 4096 } });
+        assert_eq!(recipe.self_references(), [5]);
+    }
+}
