@@ -1,6 +1,7 @@
 //! Updates a disk image in place on its device by shipping only what changed.
 #![deny(missing_docs, unsafe_code)]
 
+pub mod apply;
 pub mod blockset;
 pub mod compare;
 pub mod delta;
@@ -9,9 +10,14 @@ pub mod diff;
 pub mod digest;
 pub mod error;
 pub mod image;
+pub mod info;
 pub mod matcher;
 pub mod monitor;
 mod parallel;
+pub mod patch;
 pub mod plan;
+pub mod resume;
+pub mod target;
 pub mod units;
 pub mod varint;
+pub mod verify;

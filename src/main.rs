@@ -1,13 +1,78 @@
-//! blkpatch
-fn main() {
-    let a: Vec<String> = std::env::args().collect();
-    let t = std::time::Instant::now();
-    let r = blkpatch::diff::diff(a[1].as_ref(), a[2].as_ref(), a[3].as_ref(), &Default::default(), &P(t)).unwrap();
-    println!("{:?} {:?}", r, t.elapsed());
-}
-struct P(std::time::Instant);
-impl blkpatch::monitor::Monitor for P {
-    fn phase(&self, name: &'static str, total: u64) {
-        eprintln!("{:?} {name} {total}", self.0.elapsed());
+//! blkpatch: parse, run, exit code.
+
+mod cli;
+mod report;
+
+use blkpatch::diff::{DiffOptions, diff};
+use blkpatch::error::{Error, exit};
+use blkpatch::info::info;
+use blkpatch::patch::{PatchOptions, patch};
+use blkpatch::target::Verify;
+use blkpatch::verify::{exit_code, verify};
+use clap::Parser;
+use cli::{Cli, Verb, VerifyArg};
+use report::Terminal;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+fn main() -> ExitCode {
+    // clap exits by itself: 2 for wrong usage, 0 for help and version.
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(code) => ExitCode::from(code),
+        Err(e) => {
+            eprintln!("blkpatch: {e}");
+            ExitCode::from(e.exit_code())
+        }
     }
+}
+
+fn run(cli: Cli) -> Result<u8, Error> {
+    let terminal = Terminal::new(cli.quiet);
+    match cli.verb {
+        Verb::Diff(args) => {
+            let mut options = DiffOptions { level: args.level, memory: args.memory, ..DiffOptions::default() };
+            options.threads = args.threads.map_or(options.threads, |n| n as usize);
+            let done = diff(&args.old, &args.new, &args.output, &options, &terminal)?;
+            report::diff(&terminal, &args.output, &done);
+            Ok(exit::DONE)
+        }
+        Verb::Patch(args) => {
+            let stop = stop_on_signal();
+            let (verify, dry_run) = (verify_mode(args.verify), args.dry_run);
+            let options = PatchOptions { verify, dry_run, memory_limit: args.memory_limit };
+            let done = patch(&args.delta, &args.target, &options, &stop, &terminal)?;
+            report::patch(&terminal, &args.target, &done, dry_run);
+            Ok(exit::DONE)
+        }
+        Verb::Verify(args) => {
+            let state = verify(&args.delta, &args.target, verify_mode(args.verify), args.memory_limit, &terminal)?;
+            report::state(&terminal, &args.target, &state);
+            Ok(exit_code(&state))
+        }
+        Verb::Info(args) => {
+            report::info(&info(&args.delta)?, args.json);
+            Ok(exit::DONE)
+        }
+    }
+}
+
+fn verify_mode(arg: VerifyArg) -> Verify {
+    match arg {
+        VerifyArg::All => Verify::All,
+        VerifyArg::Full => Verify::Full,
+        VerifyArg::Touched => Verify::Touched,
+    }
+}
+
+/// SIGINT and SIGTERM stop the walk between two batches; a second one ends the program at once.
+fn stop_on_signal() -> Arc<AtomicBool> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        // Where a handler cannot be installed, the signal ends the program, which is safe as well.
+        let _ = signal_hook::flag::register_conditional_shutdown(signal, exit::STOPPED.into(), Arc::clone(&stop));
+        let _ = signal_hook::flag::register(signal, Arc::clone(&stop));
+    }
+    stop
 }

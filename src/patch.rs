@@ -1,0 +1,307 @@
+//! `patch`: checks everything that can be checked, then writes, then checks the result.
+
+use crate::apply::{WalkError, Walked, walk};
+use crate::delta::Delta;
+use crate::delta::check::{CheckedOrder, check_order};
+use crate::device::{Access, Device, open_target};
+use crate::error::Error;
+use crate::monitor::Monitor;
+use crate::target::{Mismatch, State, Survey, Verify, crc_of, reread_all, reread_touched, survey};
+use crate::units::{BLOCK, PART, human};
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+/// How to patch.
+#[derive(Clone, Copy, Debug)]
+pub struct PatchOptions {
+    /// How much is checked.
+    pub verify: Verify,
+    /// Only check, and say what would be written.
+    pub dry_run: bool,
+    /// Bytes of memory that the delta may announce.
+    pub memory_limit: u64,
+}
+
+/// The memory that a delta may announce, unless the user says otherwise.
+pub const DEFAULT_MEMORY_LIMIT: u64 = 1 << 30;
+
+impl Default for PatchOptions {
+    fn default() -> Self {
+        Self { verify: Verify::Full, dry_run: false, memory_limit: DEFAULT_MEMORY_LIMIT }
+    }
+}
+
+/// What `patch` did.
+#[derive(Clone, Debug)]
+pub struct PatchReport {
+    /// What the target held before.
+    pub before: State,
+    /// Whether the target was written (otherwise it was up to date, or this was a dry run).
+    pub patched: bool,
+    /// What was written.
+    pub walked: Walked,
+    /// Blocks that the order writes, scratch included.
+    pub planned_blocks: u64,
+    /// Time taken.
+    pub elapsed: Duration,
+}
+
+/// A delta whose order keeps the rules.
+#[derive(Debug)]
+pub struct Opened {
+    /// The delta.
+    pub delta: Delta,
+    /// What its order implies.
+    pub order: CheckedOrder,
+}
+
+/// Opens a delta and checks all of it.
+///
+/// # Errors
+/// [`Error::Delta`], or a file that cannot be read.
+pub fn open_delta(path: &Path, memory_limit: u64) -> Result<Opened, Error> {
+    let refused = |source| Error::Delta { path: path.to_owned(), source };
+    let file = File::open(path).map_err(Error::io("open", path))?;
+    if file.metadata().map_err(Error::io("read", path))?.is_dir() {
+        return Err(Error::Unusable { path: path.to_owned(), why: "is a directory, not a delta" });
+    }
+    let delta = Delta::open(Arc::new(file), memory_limit).map_err(refused)?;
+    let order = check_order(&delta).map_err(refused)?;
+    Ok(Opened { delta, order })
+}
+
+/// Turns the old image on a target into the new one, in place.
+///
+/// # Errors
+/// [`Error`]; its exit code tells whether the target is untouched.
+pub fn patch(
+    delta_path: &Path,
+    target: &Path,
+    options: &PatchOptions,
+    stop: &AtomicBool,
+    monitor: &dyn Monitor,
+) -> Result<PatchReport, Error> {
+    let opened = open_delta(delta_path, options.memory_limit)?;
+    let access = if options.dry_run { Access::Read } else { Access::Write };
+    let device = open_target(target, access)?;
+    device.warnings().iter().for_each(|warning| monitor.note(warning));
+    patch_device(&opened, delta_path, &*device, options, stop, monitor)
+}
+
+/// As [`patch`], on a device that is open; `delta_path` is for messages.
+///
+/// # Errors
+/// As [`patch`].
+pub fn patch_device(
+    opened: &Opened,
+    delta_path: &Path,
+    device: &dyn Device,
+    options: &PatchOptions,
+    stop: &AtomicBool,
+    monitor: &dyn Monitor,
+) -> Result<PatchReport, Error> {
+    let start = Instant::now();
+    let Opened { delta, order } = opened;
+    check_size(device, delta)?;
+    if !options.dry_run {
+        device.sync()?; // the old image may still be on its way
+    }
+    let survey = survey(device, delta, order, options.verify, monitor).map_err(|e| e.untouched(delta_path))?;
+    let counts = &delta.route.counts;
+    let mut report = PatchReport {
+        before: survey.state.clone(),
+        patched: false,
+        walked: Walked::default(),
+        planned_blocks: counts.final_blocks + counts.scratch_blocks,
+        elapsed: Duration::ZERO,
+    };
+    if let State::Neither(mismatch) = &survey.state {
+        return Err(refusal(device, mismatch));
+    }
+    if !options.dry_run {
+        if let State::Convertible { done } = survey.state {
+            monitor.note(&convertible_note(device, done, counts.batches));
+        }
+        write_all(opened, device, survey, options, stop, monitor, &mut report)?;
+    }
+    report.elapsed = start.elapsed();
+    Ok(report)
+}
+
+fn convertible_note(device: &dyn Device, done: u64, batches: u64) -> String {
+    let name = device.name();
+    if done == 0 {
+        return format!(
+            "{name} differs from the old image only where the new one overwrites it: patching gives the new image"
+        );
+    }
+    format!(
+        "{name} is between the old and the new image: resuming an interrupted run ({done} of {batches} batches are done). \
+         Only this same delta file can finish it"
+    )
+}
+
+/// The target must hold both images; one that can grow must hold the shorter.
+fn check_size(device: &dyn Device, delta: &Delta) -> Result<(), Error> {
+    let (new, old) = (delta.header.new.len, delta.route.old.map_or(0, |old| old.len));
+    let needed = if device.resizable() { new.min(old) } else { new.max(old) };
+    if device.len() >= needed {
+        return Ok(());
+    }
+    Err(Error::TooSmall { name: device.name(), needed, actual: device.len() })
+}
+
+/// The length a resizable target must get while it is patched; `None` where nothing changes: a file that is longer
+/// than both images is treated as a device, and keeps its length.
+fn working_len(device: &dyn Device, delta: &Delta) -> Option<u64> {
+    let longest = delta.header.new.len.max(delta.route.old.map_or(0, |old| old.len));
+    (device.resizable() && device.len() <= longest).then_some(longest)
+}
+
+fn write_all(
+    opened: &Opened,
+    device: &dyn Device,
+    survey: Survey,
+    options: &PatchOptions,
+    stop: &AtomicBool,
+    monitor: &dyn Monitor,
+    report: &mut PatchReport,
+) -> Result<(), Error> {
+    let Opened { delta, order } = opened;
+    let new_len = delta.header.new.len;
+    let working = working_len(device, delta);
+    if survey.state != State::New {
+        for extent in order.touched.extents() {
+            let bytes = extent.bytes(new_len);
+            device.reserve(bytes.start, bytes.end - bytes.start)?;
+        }
+        if let Some(len) = working {
+            device.set_len(len)?;
+        }
+        report.patched = true;
+        monitor.phase("patching", (delta.route.counts.final_blocks + delta.route.counts.scratch_blocks) * BLOCK);
+        let walked = &mut report.walked;
+        walk(device, delta, &order.touched, &survey.redo, stop, monitor, walked)
+            .map_err(|e| stopped(device, walked.written, e))?;
+        check_result(opened, device, survey.tree, options.verify, monitor, report.walked.written)?;
+    }
+    if working.is_some() && device.len() != new_len {
+        report.patched = true;
+        let cut = device.set_len(new_len).and_then(|()| device.sync());
+        cut.map_err(|e| Error::stopped(device.name(), report.walked.written, &e))?;
+    }
+    Ok(())
+}
+
+fn stopped(device: &dyn Device, written: u64, e: WalkError) -> Error {
+    match e {
+        // Nothing was overwritten by a wrong result, but what it was made from is gone.
+        WalkError::WrongResult { .. } if written > 0 => Error::Damaged { name: device.name(), why: e.to_string() },
+        _ => Error::stopped(device.name(), written, &e),
+    }
+}
+
+/// Reads back what was written, past the cache, and compares the whole image's digests.
+fn check_result(
+    opened: &Opened,
+    device: &dyn Device,
+    tree: Option<crate::digest::TreeDigest>,
+    verify: Verify,
+    monitor: &dyn Monitor,
+    written: u64,
+) -> Result<(), Error> {
+    let Opened { delta, order } = opened;
+    let new = delta.header.new;
+    let failed = |e: crate::device::DeviceError| Error::stopped(device.name(), written, &e);
+    device.forget_cache().map_err(failed)?;
+    monitor.phase("checking the result", if verify == Verify::All { new.len } else { order.touched.len() * BLOCK });
+    let result = match (verify, tree) {
+        (Verify::Full, Some(mut tree)) => {
+            reread_touched(device, order, &mut tree, new.len, monitor).map_err(failed)?;
+            tree.finish()
+        }
+        (Verify::All, _) => reread_all(device, new.len, monitor).map_err(failed)?.finish(),
+        (Verify::Touched | Verify::Full, _) => return check_finals(opened, device, written),
+    };
+    match result {
+        Some(id) if id == new => Ok(()),
+        found => Err(damaged(device, found.map_or(0, |id| id.crc), new.crc)),
+    }
+}
+
+fn damaged(device: &dyn Device, found: u32, expected: u32) -> Error {
+    let why = format!(
+        "reading back after writing gives CRC-32 {found:08x} instead of {expected:08x}; the medium may be failing"
+    );
+    Error::Damaged { name: device.name(), why }
+}
+
+fn check_finals(opened: &Opened, device: &dyn Device, written: u64) -> Result<(), Error> {
+    let Opened { delta, .. } = opened;
+    for batch in delta.table.batches().iter().filter(|b| b.kind != crate::delta::batch::BatchKind::Save) {
+        let ranges = delta.table.extents(batch).iter().map(|e| e.bytes(delta.header.new.len));
+        let crc = crc_of(device, ranges).map_err(|e| Error::stopped(device.name(), written, &e))?;
+        if crc != batch.crc {
+            return Err(damaged(device, crc, batch.crc));
+        }
+    }
+    Ok(())
+}
+
+/// The refusal of a target that holds something else, as closely as can be said.
+pub fn refusal(device: &dyn Device, mismatch: &Mismatch) -> Error {
+    let name = device.name();
+    let (place, hint) = describe(mismatch);
+    match mismatch {
+        Mismatch::Source { begun: true, .. } => {
+            Error::Damaged { name, why: format!("{place}, and patching had begun") }
+        }
+        _ => Error::Neither { name, place, hint },
+    }
+}
+
+/// What differs, and what the user may do.
+#[must_use]
+pub fn describe(mismatch: &Mismatch) -> (String, String) {
+    match mismatch {
+        Mismatch::Untouched { within: Some(range), regions: Some((wrong, all)) } if wrong * 2 < *all => (
+            format!(
+                "{} of its {all} regions differ, the first difference lies between bytes {} and {} (at {})",
+                wrong,
+                range.start,
+                range.end,
+                human(range.start)
+            ),
+            "The likely cause: a file system on it was mounted read-write since the image was written. \
+             Write the full new image, or restore the old one first"
+                .into(),
+        ),
+        Mismatch::Untouched { .. } => (
+            "its content differs in parts that the delta does not change".into(),
+            "Check that this is the right device and the right delta ('blkpatch info' shows the old image's digests). If \
+             it is, a file system on it was probably mounted read-write: write the full new image, or restore the old one"
+                .into(),
+        ),
+        Mismatch::Source { within, .. } => (
+            format!("data that the delta builds on differs, between bytes {} and {}", within.start, within.end),
+            "The likely cause: a file system on it was mounted read-write since the image was written. \
+             Write the full new image, or restore the old one first"
+                .into(),
+        ),
+    }
+}
+
+/// Bytes that `patch` will read back at the end, for progress and for `info`.
+#[must_use]
+pub fn touched_parts(order: &CheckedOrder) -> u64 {
+    let mut parts: Vec<u64> = Vec::new();
+    for extent in order.touched.extents() {
+        let (first, last) = (extent.start * BLOCK / PART, (extent.end() * BLOCK).div_ceil(PART));
+        let first = parts.last().map_or(first, |last| first.max(last + 1));
+        parts.extend(first..last);
+    }
+    parts.len() as u64
+}

@@ -1,0 +1,136 @@
+//! What the program says on the terminal. Data goes to standard output, everything else to standard error.
+
+use blkpatch::diff::DiffReport;
+use blkpatch::info::{ImageInfo, Info};
+use blkpatch::monitor::Monitor;
+use blkpatch::patch::{PatchReport, describe};
+use blkpatch::target::State;
+use blkpatch::units::{BLOCK, human};
+use std::path::Path;
+
+/// The terminal.
+#[derive(Debug)]
+pub struct Terminal {
+    quiet: bool,
+}
+
+impl Terminal {
+    /// `quiet` leaves out everything but errors.
+    pub fn new(quiet: bool) -> Self {
+        Self { quiet }
+    }
+
+    fn say(&self, text: &str) {
+        if !self.quiet {
+            eprintln!("{text}");
+        }
+    }
+}
+
+impl Monitor for Terminal {
+    fn note(&self, text: &str) {
+        self.say(&format!("note: {text}"));
+    }
+}
+
+/// What `diff` did.
+pub fn diff(terminal: &Terminal, output: &Path, done: &DiffReport) {
+    let changed = done.changed_blocks * BLOCK;
+    terminal.say(&format!(
+        "{}: {} bytes; {} of {} blocks change ({} of {})",
+        output.display(),
+        done.delta_len,
+        done.changed_blocks,
+        done.new.len.div_ceil(BLOCK),
+        human(changed),
+        human(done.new.len)
+    ));
+    if let Some(alone) = done.alone_len.filter(|alone| done.delta_len >= *alone) {
+        terminal.note(&format!(
+            "the new image compressed on its own would take {alone} bytes: these images have little in common, and \
+             shipping the whole image is no larger"
+        ));
+    }
+}
+
+/// What `patch` did.
+pub fn patch(terminal: &Terminal, target: &Path, done: &PatchReport, dry_run: bool) {
+    let target = target.display();
+    match (&done.before, dry_run) {
+        (State::New, true) => terminal.say(&format!("{target} already holds the new image: nothing would be written")),
+        (State::New, false) if done.patched => {
+            terminal.say(&format!("{target} held the new image, only its length was put right"))
+        }
+        (State::New, false) => terminal.say(&format!("{target} already holds the new image: nothing was written")),
+        (_, true) => terminal.say(&format!(
+            "{target} can be patched: up to {} blocks ({}) would be written",
+            done.planned_blocks,
+            human(done.planned_blocks * BLOCK)
+        )),
+        (_, false) => terminal.say(&format!(
+            "{target} now holds the new image, checked by reading it back: {} blocks, {} bytes written ({} to scratch) \
+             in {} batches and {} syncs, {:.1} s",
+            done.walked.written.div_ceil(BLOCK),
+            done.walked.written,
+            done.walked.scratch,
+            done.walked.batches,
+            done.walked.syncs,
+            done.elapsed.as_secs_f64()
+        )),
+    }
+}
+
+/// What `verify` found: one word on standard output, the explanation on standard error.
+pub fn state(terminal: &Terminal, target: &Path, state: &State) {
+    let target = target.display();
+    let (word, text) = match state {
+        State::New => ("new", format!("{target} holds the new image")),
+        State::Old => ("old", format!("{target} holds the old image")),
+        State::Convertible { done: 0 } => {
+            ("convertible", format!("{target} can be patched: what differs from the old image is overwritten anyway"))
+        }
+        State::Convertible { done } => (
+            "convertible",
+            format!("{target} is between the old and the new image ({done} batches done): run 'patch' to finish"),
+        ),
+        State::Neither(mismatch) => {
+            let (place, hint) = describe(mismatch);
+            ("neither", format!("{target}: {place}.\n{hint}"))
+        }
+    };
+    println!("{word}");
+    terminal.say(&text);
+}
+
+/// What a delta is.
+pub fn info(info: &Info, json: bool) {
+    if json {
+        match serde_json::to_string_pretty(info) {
+            Ok(text) => println!("{text}"),
+            Err(e) => eprintln!("blkpatch: cannot print JSON: {e}"),
+        }
+        return;
+    }
+    let image = |name: &str, image: &ImageInfo| {
+        println!("{name}  {} bytes ({})", image.bytes, human(image.bytes));
+        println!("     CRC-32 {}", image.crc32);
+        println!("     BLAKE3 {}", image.blake3);
+    };
+    println!("delta, format version {}: {} bytes", info.format_version, info.delta_bytes);
+    match &info.old {
+        Some(old) => image("old", old),
+        None => println!("old  unknown (made from a signature)"),
+    }
+    image("new", &info.new);
+    println!("writes   {} blocks ({} bytes in all)", info.changed_blocks + info.scratch_blocks, info.written_bytes);
+    println!("         {} of them to scratch, in {} saves", info.scratch_blocks, info.saves);
+    println!("order    {} batches, {} barriers", info.batches, info.barriers);
+    println!("reads    {} bytes of sources", info.source_bytes);
+    println!("memory   {} at the most", human(info.memory_bytes));
+    for step in info.steps.iter().filter(|step| step.count > 0) {
+        println!("steps    {:8} {:>10} make {:>14} bytes", step.kind, step.count, step.bytes);
+    }
+    for s in &info.sections {
+        println!("section  {:16} {:>12} bytes, {:>12} raw", s.name, s.stored_bytes, s.raw_bytes);
+    }
+}

@@ -1,0 +1,40 @@
+//! `verify`: which image a target holds.
+
+use crate::device::{Access, open_target};
+use crate::error::{Error, exit};
+use crate::monitor::Monitor;
+use crate::patch::open_delta;
+use crate::target::{State, Verify, survey};
+use std::path::Path;
+
+/// Says what a target holds, with regard to a delta. Writes nothing.
+///
+/// # Errors
+/// Where the delta is refused or the target cannot be read.
+pub fn verify(
+    delta: &Path,
+    target: &Path,
+    how: Verify,
+    memory_limit: u64,
+    monitor: &dyn Monitor,
+) -> Result<State, Error> {
+    let opened = open_delta(delta, memory_limit)?;
+    let device = open_target(target, Access::Read)?;
+    let (new, old) = (opened.delta.header.new.len, opened.delta.route.old.map_or(0, |old| old.len));
+    let needed = if device.resizable() { new.min(old) } else { new.max(old) };
+    if device.len() < needed {
+        return Err(Error::TooSmall { name: device.name(), needed, actual: device.len() });
+    }
+    Ok(survey(&*device, &opened.delta, &opened.order, how, monitor).map_err(|e| e.untouched(delta))?.state)
+}
+
+/// The exit code that tells a state.
+#[must_use]
+pub fn exit_code(state: &State) -> u8 {
+    match state {
+        State::New => exit::DONE,
+        State::Old => exit::OLD,
+        State::Convertible { .. } => exit::CONVERTIBLE,
+        State::Neither(_) => exit::NEITHER,
+    }
+}
