@@ -25,9 +25,11 @@ pub const SOURCE_BLOCKS: u64 = 1024;
 pub const BATCH_STEPS: usize = 1 << 14;
 
 /// Sizes of pieces that are tried, in blocks: large ones overlap themselves more, small ones make longer chains.
-const PIECE_BLOCKS: [u64; 4] = [256, 64, 16, 4];
-/// What a barrier costs on a slow stick, in blocks written: 50 ms at 10 MiB/s.
-const BARRIER_BLOCKS: u64 = 128;
+const PIECE_BLOCKS: [u64; 3] = [256, 64, 16];
+/// Levels after which chains are cut, where that is cheaper than their barriers.
+const CUT_LEVELS: [u32; 2] = [24, 12];
+/// What a barrier costs on a slow stick, in blocks written: 50 ms at 8 MiB/s.
+const BARRIER_BLOCKS: u64 = 100;
 /// Blocks turned into literals where the target has no free block for scratch (delta grows by up to twice that).
 const LITERAL_SCRATCH: u64 = 64;
 
@@ -46,12 +48,21 @@ pub struct Plan {
 #[must_use]
 pub fn plan(recipe: &Recipe, old_len: u64, new_len: u64, zeros: impl Fn(u64) -> Vec<Extent>) -> Plan {
     let mut best: Option<Attempt> = None;
-    for size in PIECE_BLOCKS {
-        let attempt = attempt(recipe.clone(), new_len, size, &zeros);
+    let mut consider = |attempt: Attempt| {
         if best.as_ref().is_none_or(|best| attempt.cost < best.cost) {
             best = Some(attempt);
         }
-        if best.as_ref().is_some_and(|best| best.cost == (0, 0)) {
+    };
+    for size in PIECE_BLOCKS {
+        let base = attempt(recipe.clone(), new_len, size, &zeros);
+        let free = base.cost == (0, 0);
+        for step in CUT_LEVELS.into_iter().filter(|step| base.schedule.levels > u64::from(*step)) {
+            if let Some(cut) = cut_chains(&base, new_len, size, step, &zeros) {
+                consider(cut);
+            }
+        }
+        consider(base);
+        if free {
             break; // cannot be better
         }
     }
@@ -70,12 +81,46 @@ struct Attempt {
     cost: (u64, u64),
 }
 
+/// The same pieces, with long chains of pieces that wait for each other cut by saving ahead at every `step`-th level.
+fn cut_chains(
+    base: &Attempt,
+    new_len: u64,
+    size: u64,
+    step: u32,
+    zeros: &impl Fn(u64) -> Vec<Extent>,
+) -> Option<Attempt> {
+    let (ahead, blocks) = order::cuts(&base.pieces, &base.schedule, step);
+    // Saving costs at least so much: where that is more than all barriers, there is nothing to win.
+    if blocks >= base.schedule.levels * BARRIER_BLOCKS {
+        return None;
+    }
+    let mut scratch = base.scratch.clone();
+    for wanted in [None, Some(count_blocks(&scratch) + blocks)] {
+        if let Some(wanted) = wanted {
+            scratch = zeros(wanted);
+        }
+        // Zero pieces change the numbering, so the pieces to cut at are found again by their place.
+        let pieces = pieces::cut(&base.recipe, &scratch, new_len, size);
+        let ahead: Vec<u32> = ahead.iter().filter_map(|piece| base.pieces.same_in(*piece, &pieces)).collect();
+        if let Ok(schedule) = order::schedule(&pieces, &ahead)
+            && schedule.levels < base.schedule.levels
+        {
+            let used = order::used_scratch(&pieces, &schedule, &scratch);
+            let cost = (base.cost.0, cost(&schedule, &scratch));
+            if used == scratch || wanted.is_some() {
+                return Some(Attempt { recipe: base.recipe.clone(), pieces, schedule, scratch, cost });
+            }
+        }
+    }
+    None
+}
+
 /// Tries with more and more scratch until there is enough.
 fn attempt(mut recipe: Recipe, new_len: u64, mut size: u64, zeros: &impl Fn(u64) -> Vec<Extent>) -> Attempt {
     let (mut scratch, mut wanted, mut literal, mut trimmed) = (Vec::new(), 0u64, 0u64, false);
     loop {
         let pieces = pieces::cut(&recipe, &scratch, new_len, size);
-        match order::schedule(&pieces) {
+        match order::schedule(&pieces, &[]) {
             Ok(schedule) => {
                 let used = order::used_scratch(&pieces, &schedule, &scratch);
                 if used != scratch && !trimmed {

@@ -74,6 +74,8 @@ struct State<'a> {
     own_blocks: Vec<u32>,
     outward: Vec<u32>,
     done: Vec<bool>,
+    /// The level of pieces that are done.
+    level_of: Vec<u32>,
     queued: Vec<bool>,
     ready: VecDeque<u32>,
     /// Pieces that only wait for saves of what they read themselves.
@@ -86,9 +88,11 @@ struct State<'a> {
     schedule: Schedule,
 }
 
-/// Orders the pieces.
-pub fn schedule(pieces: &Pieces) -> Result<Schedule, NeedScratch> {
+/// Orders the pieces. What is in danger in the pieces `ahead` is saved before anything else, as far as there is
+/// scratch, so that they need not wait for those who read it.
+pub fn schedule(pieces: &Pieces, ahead: &[u32]) -> Result<Schedule, NeedScratch> {
     let mut state = State::new(pieces);
+    state.save_ahead(ahead)?;
     loop {
         while let Some(piece) = state.ready.pop_front() {
             state.run_or_hold(piece);
@@ -106,6 +110,22 @@ pub fn schedule(pieces: &Pieces) -> Result<Schedule, NeedScratch> {
     let mut schedule = state.schedule;
     schedule.levels = schedule.actions.iter().map(|(level, _)| u64::from(*level) + 1).max().unwrap_or(0);
     Ok(schedule)
+}
+
+/// Pieces at every `step`-th level of a schedule: saving ahead what is in danger in them cuts every chain to about
+/// `step` levels. Also the number of blocks to save.
+pub fn cuts(pieces: &Pieces, schedule: &Schedule, step: u32) -> (Vec<u32>, u64) {
+    let (mut chosen, mut blocks) = (Vec::new(), 0);
+    for (level, action) in &schedule.actions {
+        if let Action::Piece(piece) = action
+            && *level > 0
+            && level % step == 0
+        {
+            chosen.push(*piece);
+            blocks += crate::units::count_blocks(&pieces.list[*piece as usize].extents);
+        }
+    }
+    (chosen, blocks)
 }
 
 /// The part of the offered zero scratch that saves really use.
@@ -142,6 +162,7 @@ impl<'a> State<'a> {
             own_blocks: vec![0; count],
             outward: vec![0; count],
             done: vec![false; count],
+            level_of: vec![0; count],
             queued: vec![false; count],
             ready: VecDeque::new(),
             selfish: VecDeque::new(),
@@ -154,6 +175,35 @@ impl<'a> State<'a> {
         state.list_readers();
         state.classify_all();
         state
+    }
+
+    /// Saves for pieces that would otherwise wait long, up to what the leaves that are ready now offer.
+    fn save_ahead(&mut self, ahead: &[u32]) -> Result<(), NeedScratch> {
+        if ahead.is_empty() {
+            return Ok(());
+        }
+        let waiting = std::mem::take(&mut self.ready);
+        for piece in waiting {
+            if self.outward[piece as usize] == 0 {
+                self.run_or_hold(piece);
+            } else {
+                self.ready.push_back(piece);
+            }
+        }
+        let (mut chosen, mut blocks) = (Vec::new(), 0);
+        for piece in ahead {
+            let need = self.endangered(*piece).len();
+            if blocks + need > self.pool.len() {
+                break;
+            }
+            if blocks + need > BATCH_BLOCKS as usize {
+                self.save(&std::mem::take(&mut chosen))?;
+                blocks = 0;
+            }
+            chosen.push(*piece);
+            blocks += need;
+        }
+        self.save(&chosen)
     }
 
     fn list_readers(&mut self) {
@@ -267,6 +317,7 @@ impl<'a> State<'a> {
             }
         }
         self.done[piece as usize] = true;
+        self.level_of[piece as usize] = level;
         for read in reads {
             self.read_done(*read, piece, level);
         }
@@ -330,6 +381,9 @@ impl<'a> State<'a> {
     /// Saves everything that somebody still reads of these pieces, as one group.
     fn save(&mut self, chosen: &[u32]) -> Result<(), NeedScratch> {
         let blocks: Vec<u32> = chosen.iter().flat_map(|piece| self.endangered(*piece)).collect();
+        if blocks.is_empty() {
+            return Ok(());
+        }
         if blocks.len() > self.pool.len() {
             let near = blocks.first().map_or(0, |d| self.pieces.block(*d));
             return Err(NeedScratch { blocks: blocks.len() as u64, near });
@@ -373,6 +427,10 @@ impl<'a> State<'a> {
                 if reader as u32 != owner {
                     self.outward[reader] -= 1;
                 }
+            } else if self.level_of[reader] >= level {
+                // It ran at home in this simulation, but stands behind the save in the order, and so reads the copy.
+                let group = &mut self.groups[number as usize];
+                group.free_level = group.free_level.max(self.level_of[reader] + 1);
             }
         }
         if self.foreign[d] > 0 {

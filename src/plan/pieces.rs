@@ -44,6 +44,13 @@ impl Pieces {
         self.owner.len()
     }
 
+    /// The number of a piece of these in another cut of the same recipe.
+    pub fn same_in(&self, piece: u32, other: &Self) -> Option<u32> {
+        let extents = &self.list.get(piece as usize)?.extents;
+        let i = other.list.partition_point(|p| p.extents.first() < extents.first());
+        (other.list.get(i)?.extents == *extents).then_some(i as u32)
+    }
+
     /// The dense numbers of the written blocks in an extent.
     pub fn dense(&self, extent: Extent) -> impl Iterator<Item = u32> + '_ {
         let from = self.extents.partition_point(|e| e.end() <= extent.start);
@@ -77,13 +84,13 @@ pub fn cut(recipe: &Recipe, scratch: &[Extent], new_len: u64, size: u64) -> Piec
         while start < extent.end() {
             let end = extent.end().min((start / size + 1) * size);
             if window.first().is_some_and(|first| first.start / size != start / size) {
-                push_data(recipe, &mut list, std::mem::take(&mut window), new_len);
+                push_window(recipe, &mut list, std::mem::take(&mut window), new_len);
             }
             window.push(Extent { start, count: end - start });
             start = end;
         }
     }
-    push_data(recipe, &mut list, window, new_len);
+    push_window(recipe, &mut list, window, new_len);
     scratch.iter().for_each(|extent| push_zeros(&mut list, *extent, size));
     list.sort_by_key(|piece| piece.extents.first().map(|e| e.start));
     number(recipe, list, new_len)
@@ -97,6 +104,27 @@ fn push_zeros(list: &mut Vec<Piece>, extent: Extent, most: u64) {
         list.push(Piece { extents, zero: true, source_blocks: 0, steps: 0, reads: Vec::new() });
         start = end;
     }
+}
+
+/// Stretches of at least so many blocks that read nothing form pieces of their own: they can go last, and so serve as
+/// scratch.
+const LEAF_BLOCKS: u64 = 4;
+
+/// Adds the data of a window: what reads nothing apart from the rest.
+fn push_window(recipe: &Recipe, list: &mut Vec<Piece>, extents: Vec<Extent>, new_len: u64) {
+    let (mut reading, mut leaves) = (Vec::new(), Vec::new());
+    for extent in extents {
+        let mut at = extent.start;
+        for stretch in recipe.literal_stretches(extent, new_len).into_iter().filter(|s| s.count >= LEAF_BLOCKS) {
+            reading.push(Extent { start: at, count: stretch.start - at });
+            leaves.push(stretch);
+            at = stretch.end();
+        }
+        reading.push(Extent { start: at, count: extent.end() - at });
+    }
+    reading.retain(|extent| extent.count > 0);
+    push_data(recipe, list, reading, new_len);
+    push_data(recipe, list, leaves, new_len);
 }
 
 /// Adds a piece of data, halved until it keeps the limits on sources and steps.

@@ -91,6 +91,30 @@ impl Recipe {
         })
     }
 
+    /// The stretches of whole blocks within an extent that are made without reading anything: ascending.
+    #[must_use]
+    pub fn literal_stretches(&self, extent: Extent, new_len: u64) -> Vec<Extent> {
+        let mut stretches = Vec::new();
+        let bytes = extent.bytes(new_len);
+        let (mut start, mut stop) = (bytes.start, bytes.start);
+        let mut end_stretch = |start: u64, stop: u64| {
+            let first = start.div_ceil(BLOCK);
+            let end = if stop == new_len { blocks_in(stop) } else { stop / BLOCK };
+            if first < end {
+                stretches.push(Extent { start: first, count: end - first });
+            }
+        };
+        for run in self.clip(bytes) {
+            if source_of(&run).is_some() {
+                end_stretch(start, stop);
+                start = run.dst + run.len;
+            }
+            stop = run.dst + run.len;
+        }
+        end_stretch(start, stop);
+        stretches
+    }
+
     /// The steps that make an extent.
     pub fn steps(&self, extent: &Extent, new_len: u64, steps: &mut Vec<Step>) {
         for run in self.clip(extent.bytes(new_len)) {
