@@ -86,14 +86,12 @@ pub fn diff(
         .permissions(Permissions::from_mode(0o666))
         .tempfile_in(directory)
         .map_err(Error::io("create a file in", directory))?;
-    let comparison = compare(old, new, options.threads, monitor);
-    let batches = find_batches(old, new, &comparison, options, monitor);
     let failed = |source: WriteError| match source {
         WriteError::Io(source) => Error::Io { doing: "write", path: output.to_owned(), source },
         WriteError::Plan(_) => Error::Write(source),
     };
     let mut out = BufWriter::new(file.as_file_mut());
-    write_delta(old, new, &comparison, &batches, directory, options, monitor, &mut out).map_err(failed)?;
+    let comparison = diff_views(old, new, directory, options, monitor, &mut out).map_err(failed)?;
     out.flush().map_err(Error::io("write", output))?;
     drop(out);
     monitor.phase("checking the delta", 0);
@@ -194,17 +192,20 @@ fn zero_blocks(new: View<'_>, limit: u64, changed: &[Extent], wanted: u64) -> Ve
     merged(found)
 }
 
-#[allow(clippy::too_many_arguments)] // the flow of one verb, called once
-fn write_delta(
+/// Compares, matches, plans and writes a delta to `out`; long columns are spooled in `spool_dir`.
+///
+/// # Errors
+/// A failure to write.
+pub fn diff_views(
     old: View<'_>,
     new: View<'_>,
-    comparison: &Comparison,
-    batches: &[NewBatch],
     spool_dir: &Path,
     options: &DiffOptions,
     monitor: &dyn Monitor,
     out: &mut impl Write,
-) -> Result<(), WriteError> {
+) -> Result<Comparison, WriteError> {
+    let comparison = compare(old, new, options.threads, monitor);
+    let batches = find_batches(old, new, &comparison, options, monitor);
     let mut touched = crate::blockset::BlockSet::new();
     batches.iter().flat_map(|batch| &batch.extents).for_each(|extent| touched.insert(*extent));
     monitor.phase("hashing", 0);
@@ -224,7 +225,7 @@ fn write_delta(
         (identity.region_log, identity.regions) = (0, Vec::new());
     }
     writer.finish(&identity, level, out)?;
-    Ok(())
+    Ok(comparison)
 }
 
 /// zstd's level for each of ours.

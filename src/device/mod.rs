@@ -108,4 +108,4 @@ pub trait Device: Send + Sync {
 }
 
 /// Zero bytes to write where the system offers nothing cheaper.
-pub(crate) const ZEROS: [u8; 65536] = [0; 65536];
+pub(crate) static ZEROS: [u8; 65536] = [0; 65536];

@@ -173,7 +173,7 @@ fn pieces(new: &[u8], range: &Range<usize>) -> Vec<(Range<usize>, bool)> {
     let mut start = range.start;
     while start < range.end {
         let end = (start + BLOCK - start % BLOCK).min(range.end);
-        let whole = start % BLOCK == 0 && (end % BLOCK == 0 || end == new.len());
+        let whole = start.is_multiple_of(BLOCK) && (end.is_multiple_of(BLOCK) || end == new.len());
         let zero = whole && bytes::is_zero(&new[start..end]);
         match pieces.last_mut() {
             Some((piece, same)) if *same == zero => piece.end = end,

@@ -67,12 +67,11 @@ impl Settle<'_> {
         if range.is_empty() {
             return;
         }
-        if let Some(last) = self.spans.last_mut() {
-            if last.end == range.start && last.line == line {
+        if let Some(last) = self.spans.last_mut()
+            && last.end == range.start && last.line == line {
                 last.end = range.end;
                 return;
             }
-        }
         self.spans.push(Span { start: range.start, end: range.end, line });
     }
 

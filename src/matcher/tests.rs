@@ -59,7 +59,7 @@ fn check(old: &[u8], new: &[u8], changed: &[Range<u64>], runs: &[Run]) {
             Source::Literal => {}
         }
         if run.source != Source::Zero {
-            let block = bytes.len() >= 2 * BLOCK && run.dst as usize % BLOCK == 0;
+            let block = bytes.len() >= 2 * BLOCK && (run.dst as usize).is_multiple_of(BLOCK);
             assert!(!block || !bytes.chunks_exact(BLOCK).any(|block| block.iter().all(|&byte| byte == 0)));
         }
     }
