@@ -172,7 +172,8 @@ fn read_parts(device: &dyn Device, len: u64, mut each: impl FnMut(u64, &mut [u8]
             }
         });
         for _ in 0..2 {
-            let _ = to_fill.send(AlignedBuffer::new(CHUNK)); // fails only if there is nothing to read
+            // Fails only if there is nothing to read.
+            let _ = to_fill.send(AlignedBuffer::new((CHUNK as u64).min(len) as usize));
         }
         let mut result = Ok(());
         for chunk in &to_use {

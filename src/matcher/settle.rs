@@ -68,10 +68,12 @@ impl Settle<'_> {
             return;
         }
         if let Some(last) = self.spans.last_mut()
-            && last.end == range.start && last.line == line {
-                last.end = range.end;
-                return;
-            }
+            && last.end == range.start
+            && last.line == line
+        {
+            last.end = range.end;
+            return;
+        }
         self.spans.push(Span { start: range.start, end: range.end, line });
     }
 
