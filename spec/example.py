@@ -14,7 +14,6 @@ must: it is for reading, never for patching.
 """
 
 import pathlib
-import struct
 import subprocess
 import sys
 import tempfile

@@ -87,6 +87,17 @@ pub enum Error {
     /// The target failed before anything was written.
     #[error("{0}\nNothing was written.")]
     Device(#[from] DeviceError),
+    /// What the target returns, or the delta itself, contradicts the checks that came before.
+    #[error("{name}: {why}.\nNothing was written. Try again; if it happens again, the medium or the delta is bad")]
+    Unreliable {
+        /// The target.
+        name: String,
+        /// What was found.
+        why: String,
+    },
+    /// The user asked to stop before anything was written.
+    #[error("interrupted.\nNothing was written.")]
+    Interrupted,
     /// Stopped after writing began.
     #[error(
         "{name}: stopped after {written} had been written: {why}.\nThe target is between the old and the new image. \

@@ -109,7 +109,7 @@ pub fn patch_device(
     if !options.dry_run {
         device.sync()?; // the old image may still be on its way
     }
-    let survey = survey(device, delta, order, options.verify, monitor).map_err(|e| e.untouched(delta_path))?;
+    let survey = survey(device, delta, order, options.verify, stop, monitor).map_err(|e| e.untouched(delta_path))?;
     let counts = &delta.route.counts;
     let mut report = PatchReport {
         before: survey.state.clone(),
@@ -198,8 +198,10 @@ fn write_all(
 
 fn stopped(device: &dyn Device, written: u64, e: WalkError) -> Error {
     match e {
+        WalkError::WrongResult { .. } if written == 0 => Error::Unreliable { name: device.name(), why: e.to_string() },
         // Nothing was overwritten by a wrong result, but what it was made from is gone.
-        WalkError::WrongResult { .. } if written > 0 => Error::Damaged { name: device.name(), why: e.to_string() },
+        WalkError::Stop if written == 0 => Error::Interrupted,
+        WalkError::WrongResult { .. } => Error::Damaged { name: device.name(), why: e.to_string() },
         _ => Error::stopped(device.name(), written, &e),
     }
 }
@@ -223,7 +225,9 @@ fn check_result(
             reread_touched(device, order, &mut tree, new.len, monitor).map_err(failed)?;
             tree.finish()
         }
-        (Verify::All, _) => reread_all(device, new.len, monitor).map_err(failed)?.finish(),
+        (Verify::All, _) => {
+            reread_all(device, new.len, monitor).map_err(|e| Error::stopped(device.name(), written, &e))?.finish()
+        }
         (Verify::Touched | Verify::Full, _) => return check_finals(opened, device, written),
     };
     match result {

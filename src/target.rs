@@ -12,6 +12,7 @@ use crate::monitor::Monitor;
 use crate::resume;
 use crate::units::{BLOCK, Extent, PART};
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 /// How much is checked.
@@ -85,14 +86,15 @@ pub fn survey(
     delta: &Delta,
     order: &CheckedOrder,
     verify: Verify,
+    stop: &AtomicBool,
     monitor: &dyn Monitor,
 ) -> Result<Survey, SurveyError> {
     device.forget_cache()?;
     let batches = delta.table.batches().len();
     if verify == Verify::Touched {
-        return judge(device, delta, order, monitor);
+        return judge(device, delta, order, stop, monitor);
     }
-    let seen = read_whole(device, delta, order, monitor)?;
+    let seen = read_whole(device, delta, order, stop, monitor)?;
     let tree = Some(seen.new);
     if device.len() >= delta.header.new.len && tree.as_ref().and_then(TreeDigest::finish) == Some(delta.header.new) {
         return Ok(Survey { state: State::New, redo: vec![false; batches], tree });
@@ -105,7 +107,7 @@ pub fn survey(
         let state = State::Neither(Mismatch::Untouched { within, regions });
         return Ok(Survey { state, redo: Vec::new(), tree });
     }
-    Ok(Survey { tree, ..judge(device, delta, order, monitor)? })
+    Ok(Survey { tree, ..judge(device, delta, order, stop, monitor)? })
 }
 
 /// Why a survey failed.
@@ -117,6 +119,9 @@ pub enum SurveyError {
     /// The delta cannot be read any more.
     #[error(transparent)]
     Delta(#[from] crate::delta::DeltaError),
+    /// The user asked to stop.
+    #[error("asked to stop")]
+    Stop,
 }
 
 impl SurveyError {
@@ -125,6 +130,7 @@ impl SurveyError {
         match self {
             Self::Device(e) => Error::Device(e),
             Self::Delta(source) => Error::Delta { path: delta.to_owned(), source },
+            Self::Stop => Error::Interrupted,
         }
     }
 }
@@ -152,7 +158,12 @@ struct Seen {
 
 /// Reads `[0, len)` in order by a second thread and calls `each` with every part. Behind the end of a target that can
 /// grow, zeros follow: that is what growing it yields.
-fn read_parts(device: &dyn Device, len: u64, mut each: impl FnMut(u64, &mut [u8])) -> Result<(), DeviceError> {
+fn read_parts(
+    device: &dyn Device,
+    len: u64,
+    stop: &AtomicBool,
+    mut each: impl FnMut(u64, &mut [u8]),
+) -> Result<(), SurveyError> {
     type Filled = Result<(u64, usize, AlignedBuffer), DeviceError>;
     let (to_fill, empty): (SyncSender<AlignedBuffer>, Receiver<AlignedBuffer>) = sync_channel(2);
     let (filled, to_use): (SyncSender<Filled>, Receiver<Filled>) = sync_channel(2);
@@ -177,6 +188,10 @@ fn read_parts(device: &dyn Device, len: u64, mut each: impl FnMut(u64, &mut [u8]
         }
         let mut result = Ok(());
         for chunk in &to_use {
+            if stop.load(Ordering::Relaxed) {
+                result = Err(SurveyError::Stop);
+                break;
+            }
             match chunk {
                 Ok((at, want, mut buffer)) => {
                     let parts = buffer[..want].chunks_mut(PART as usize);
@@ -184,12 +199,13 @@ fn read_parts(device: &dyn Device, len: u64, mut each: impl FnMut(u64, &mut [u8]
                     let _ = to_fill.send(buffer); // the reader may have finished
                 }
                 Err(e) => {
-                    result = Err(e);
+                    result = Err(e.into());
                     break;
                 }
             }
         }
-        drop(to_fill);
+        // The reader notices that nobody listens, and ends.
+        drop((to_fill, to_use));
         result
     })
 }
@@ -206,8 +222,9 @@ fn read_whole(
     device: &dyn Device,
     delta: &Delta,
     order: &CheckedOrder,
+    stop: &AtomicBool,
     monitor: &dyn Monitor,
-) -> Result<Seen, DeviceError> {
+) -> Result<Seen, SurveyError> {
     let (old_len, new_len) = (delta.route.old.map_or(0, |old| old.len), delta.header.new.len);
     let untouched_len = delta.route.untouched_len;
     let len = old_len.max(new_len).max(untouched_len);
@@ -216,7 +233,7 @@ fn read_whole(
     let mut new = TreeDigest::new(new_len);
     let mut untouched = TreeDigest::new(untouched_len);
     let mut regions = Vec::new();
-    read_parts(device, len, |offset, part| {
+    read_parts(device, len, stop, |offset, part| {
         let blocks = Extent { start: offset / BLOCK, count: (part.len() as u64).div_ceil(BLOCK) };
         let touched = order.touched.any(blocks);
         let mut last: Option<(u64, bool, PartDigest)> = None;
@@ -261,6 +278,7 @@ fn judge(
     device: &dyn Device,
     delta: &Delta,
     order: &CheckedOrder,
+    stop: &AtomicBool,
     monitor: &dyn Monitor,
 ) -> Result<Survey, SurveyError> {
     let new_len = delta.header.new.len;
@@ -268,6 +286,9 @@ fn judge(
     let mut intact = Vec::with_capacity(delta.table.batches().len());
     let mut begun = false;
     for batch in delta.table.batches() {
+        if stop.load(Ordering::Relaxed) {
+            return Err(SurveyError::Stop);
+        }
         let extents = delta.table.extents(batch);
         let crc = crc_of(device, extents.iter().map(|e| e.bytes(new_len)))?;
         intact.push(crc == batch.crc);
@@ -358,9 +379,10 @@ pub(crate) fn reread_touched(
 }
 
 /// Reads everything again.
-pub(crate) fn reread_all(device: &dyn Device, new_len: u64, monitor: &dyn Monitor) -> Result<TreeDigest, DeviceError> {
+pub(crate) fn reread_all(device: &dyn Device, new_len: u64, monitor: &dyn Monitor) -> Result<TreeDigest, SurveyError> {
     let mut tree = TreeDigest::new(new_len);
-    read_parts(device, new_len, |offset, part| {
+    // Everything is written: a wish to stop changes nothing any more.
+    read_parts(device, new_len, &AtomicBool::new(false), |offset, part| {
         tree.push(PartDigest::new(offset, part, new_len), false);
         monitor.advance(part.len() as u64);
     })?;

@@ -6,6 +6,7 @@ use crate::monitor::Monitor;
 use crate::patch::open_delta;
 use crate::target::{State, Verify, survey};
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 
 /// Says what a target holds, with regard to a delta. Writes nothing.
 ///
@@ -25,7 +26,9 @@ pub fn verify(
     if device.len() < needed {
         return Err(Error::TooSmall { name: device.name(), needed, actual: device.len() });
     }
-    Ok(survey(&*device, &opened.delta, &opened.order, how, monitor).map_err(|e| e.untouched(delta))?.state)
+    Ok(survey(&*device, &opened.delta, &opened.order, how, &AtomicBool::new(false), monitor)
+        .map_err(|e| e.untouched(delta))?
+        .state)
 }
 
 /// The exit code that tells a state.

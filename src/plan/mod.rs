@@ -132,7 +132,7 @@ fn attempt(mut recipe: Recipe, new_len: u64, mut size: u64, zeros: &impl Fn(u64)
                 return Attempt { recipe, pieces, schedule, scratch, cost };
             }
             Err(order::NeedScratch { blocks, near }) => {
-                wanted = (wanted * 2).max(blocks).max(4 * BATCH_BLOCKS);
+                wanted = wanted.saturating_mul(2).max(blocks).max(4 * BATCH_BLOCKS);
                 let found = zeros(wanted);
                 if count_blocks(&found) > count_blocks(&scratch) {
                     scratch = found;

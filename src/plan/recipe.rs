@@ -203,6 +203,8 @@ impl Recipe {
                 break;
             }
         }
+        // The block that asked may be the short last one, which cannot be scratch but need not be saved either, then.
+        free.push(Extent { start: near.start, count: 1 });
         merge_extents(&mut free);
         self.avoid_sources(&free);
         self.make_literal(&free);

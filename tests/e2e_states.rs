@@ -1,0 +1,359 @@
+//! What a target holds, `--verify`, `--dry-run` and `info`: through the built binary.
+
+mod common;
+
+use common::*;
+use std::fs;
+use std::path::Path;
+
+/// Blocks of random data: 3 is replaced by new data, 9 gets what 5 held, 5 gets what 7 held, 7 is replaced. So nobody
+/// reads 3 and 9; 5 is read before it is overwritten, and so is 7.
+fn chain() -> (Vec<u8>, Vec<u8>) {
+    let old = random(51, 16 * BLOCK);
+    let mut new = old.clone();
+    new[block(3)].copy_from_slice(&random(52, BLOCK));
+    new[block(9)].copy_from_slice(&old[block(5)]);
+    new[block(5)].copy_from_slice(&old[block(7)]);
+    new[block(7)].copy_from_slice(&random(53, BLOCK));
+    (old, new)
+}
+
+fn chain_scene() -> Scene {
+    let (old, new) = chain();
+    let scene = Scene::with_delta(&old, &new);
+    scene.write("target", &old);
+    scene
+}
+
+#[track_caller]
+fn patched(scene: &Scene, options: &[&str]) -> Out {
+    let (delta, target) = (scene.path("delta"), scene.path("target"));
+    let mut command = command(&[&"patch", &delta, &target]);
+    command.args(options);
+    let said = run_command(command).code(0);
+    assert_same(&scene.read("target"), &scene.read("new"), "the patched target");
+    said
+}
+
+// -------------------------------------------------------------------------------------------------- convertible
+
+#[test]
+fn a_change_that_is_overwritten_anyway_is_patched_and_said() {
+    for (number, byte) in [(3, 0), (3, 4095), (9, 17)] {
+        let scene = chain_scene();
+        let mut target = scene.read("old");
+        target[number * BLOCK + byte] ^= 0x10;
+        scene.write("target", &target);
+        assert_state(&scene.path("delta"), &scene.path("target"), "convertible");
+        let said = patched(&scene, &[]);
+        said.says("differs from the old image only where the new one overwrites it");
+    }
+}
+
+#[test]
+fn an_interrupted_run_is_resumed_and_said() {
+    let scene = chain_scene();
+    let mut target = scene.read("old");
+    // As a run leaves it that did its first batches.
+    target[block(9)].copy_from_slice(&scene.read("new")[block(9)]);
+    scene.write("target", &target);
+    assert_state(&scene.path("delta"), &scene.path("target"), "convertible");
+    patched(&scene, &[]).says("resuming an interrupted run");
+    // Half a block, as a power cut leaves it.
+    target[block(9)].copy_from_slice(&scene.read("old")[block(9)]);
+    target[9 * BLOCK..9 * BLOCK + 1536].copy_from_slice(&scene.read("new")[9 * BLOCK..9 * BLOCK + 1536]);
+    scene.write("target", &target);
+    assert_state(&scene.path("delta"), &scene.path("target"), "convertible");
+    patched(&scene, &[]);
+}
+
+#[test]
+fn a_change_elsewhere_is_refused() {
+    for number in [0, 4, 15] {
+        let scene = chain_scene();
+        let mut target = scene.read("old");
+        target[number * BLOCK + 100] ^= 1;
+        let path = scene.write("target", &target);
+        assert_state(&scene.path("delta"), &path, "neither");
+        let before = Unwritten::look(&path);
+        run(&[&"patch", &scene.path("delta"), &path]).code(1).says("parts that the delta does not change");
+        before.still(&path);
+    }
+}
+
+#[test]
+fn a_lost_source_is_refused_and_after_the_first_write_called_damage() {
+    let scene = chain_scene();
+    let mut target = scene.read("old");
+    target[7 * BLOCK + 7] ^= 1;
+    let path = scene.write("target", &target);
+    assert_state(&scene.path("delta"), &path, "neither");
+    let before = Unwritten::look(&path);
+    let place = format!("between bytes {} and {}", 7 * BLOCK, 8 * BLOCK);
+    run(&[&"patch", &scene.path("delta"), &path]).code(1).says(&place).says("Nothing was written");
+    before.still(&path);
+    // A run was interrupted after its first batch; what a later one needs is lost.
+    target[block(9)].copy_from_slice(&scene.read("new")[block(9)]);
+    scene.write("target", &target);
+    assert_state(&scene.path("delta"), &path, "neither");
+    let before = Unwritten::look(&path);
+    run(&[&"patch", &scene.path("delta"), &path]).code(4).says("damaged").says("write the full new image");
+    before.still(&path);
+}
+
+#[test]
+fn a_new_image_with_one_wrong_bit_is_never_called_new() {
+    let scene = chain_scene();
+    for number in [0, 3, 5, 7, 9, 15] {
+        let mut target = scene.read("new");
+        target[number * BLOCK + 2000] ^= 2;
+        let path = scene.write("target", &target);
+        let said = run(&[&"verify", &scene.path("delta"), &path]);
+        assert_ne!(said.code, 0, "a bit is wrong in block {number}");
+        // Block 3 and 7 can be written again from the delta alone; the sources of the others are gone.
+        let expected = if [3, 7].contains(&number) { 11 } else { 12 };
+        assert_eq!(said.code, expected, "a bit is wrong in block {number}: {}", said.err);
+    }
+}
+
+#[test]
+fn a_file_system_that_was_mounted_and_unmounted_is_still_patched() {
+    let test = "patching after a mount";
+    if !loops(test) || !ext4(test) {
+        return;
+    }
+    let scene = Scene::new();
+    let tree = scene.path("tree");
+    fs::create_dir(&tree).unwrap();
+    for i in 0..20 {
+        fs::write(tree.join(format!("file{i}")), random(60 + i, 20_000)).unwrap();
+    }
+    let (old, new, target) = (scene.path("old"), scene.path("new"), scene.path("target"));
+    tool("mke2fs", &[&"-q", &"-t", &"ext4", &"-b", &"4096", &"-E", &"lazy_itable_init=0", &"-d", &tree, &old, &"8M"]);
+    fs::copy(&old, &new).unwrap();
+    fs::copy(&old, &target).unwrap();
+    let at = scene.path("mounted");
+    {
+        let device = Loop::attach(&new);
+        let mount = Mount::new("ext4", device.path(), &at, "rw");
+        fs::write(at.join("file3"), random(90, 25_000)).unwrap();
+        fs::write(at.join("added"), random(91, 100)).unwrap();
+        drop(mount);
+    }
+    fs::remove_dir(&at).unwrap();
+    let delta = scene.path("delta");
+    run(&[&"diff", &old, &new, &"-o", &delta]).code(0);
+    {
+        let device = Loop::attach(&target);
+        let mount = Mount::new("ext4", device.path(), &at, "rw");
+        let _ = fs::read(at.join("file1")).unwrap();
+        drop(mount);
+        assert!(device.read() != fs::read(&old).unwrap(), "mounting changed nothing: this test shows nothing");
+        assert_state(&delta, device.path(), "convertible");
+        run(&[&"patch", &delta, &device.path()]).code(0).says("only where the new one overwrites it");
+        assert_state(&delta, device.path(), "new");
+        assert_same(&device.read(), &fs::read(&new).unwrap(), "the patched file system");
+    }
+    tool("e2fsck", &[&"-fn", &target]);
+}
+
+// ------------------------------------------------------------------------------------------------------- modes
+
+#[test]
+fn every_way_to_verify_patches_and_resumes() {
+    for mode in ["all", "full", "touched"] {
+        let scene = chain_scene();
+        let (delta, target) = (scene.path("delta"), scene.path("target"));
+        patched(&scene, &["--verify", mode]);
+        assert_state_by(&delta, &target, mode, "new");
+        let before = Unwritten::look(&target);
+        patched(&scene, &["--verify", mode]).says("already holds the new image");
+        before.still(&target);
+        let mut between = scene.read("old");
+        between[block(9)].copy_from_slice(&scene.read("new")[block(9)]);
+        scene.write("target", &between);
+        assert_state_by(&delta, &target, mode, "convertible");
+        patched(&scene, &["--verify", mode]);
+    }
+}
+
+#[test]
+fn every_way_to_verify_finds_what_it_should() {
+    let scene = chain_scene();
+    let delta = scene.path("delta");
+    let with = |image: &str, number: usize| {
+        let mut bytes = scene.read(image);
+        bytes[number * BLOCK + 1234] ^= 0x20;
+        scene.write("target", &bytes)
+    };
+    for mode in ["all", "full", "touched"] {
+        // A source.
+        assert_state_by(&delta, &with("old", 5), mode, "neither");
+        assert_state_by(&delta, &with("old", 7), mode, "neither");
+        // A block that was written, and can be written again, or not.
+        assert_state_by(&delta, &with("new", 3), mode, "convertible");
+        assert_state_by(&delta, &with("new", 9), mode, "neither");
+    }
+    // A block that the delta neither reads nor writes: `touched` does not look at it, as its help says.
+    for mode in ["all", "full"] {
+        assert_state_by(&delta, &with("old", 12), mode, "neither");
+        assert_state_by(&delta, &with("new", 12), mode, "neither");
+    }
+    assert_state_by(&delta, &with("new", 12), "touched", "new");
+    assert_ne!(run(&[&"verify", &"--verify", &"touched", &delta, &with("old", 12)]).code, 12);
+    let target = with("old", 12);
+    run(&[&"patch", &"--verify", &"touched", &delta, &target]).code(0);
+    let mut expected = scene.read("new");
+    expected[12 * BLOCK + 1234] ^= 0x20;
+    assert_same(&fs::read(&target).unwrap(), &expected, "patched with --verify touched");
+}
+
+#[test]
+fn a_dry_run_checks_everything_and_writes_nothing() {
+    let scene = chain_scene();
+    let (delta, target) = (scene.path("delta"), scene.path("target"));
+    let info = info(&delta);
+    let planned = info_number(&info, "changed_blocks") + info_number(&info, "scratch_blocks");
+    for mode in ["all", "full", "touched"] {
+        let dry = |state: &str, code| {
+            let before = Unwritten::look(&target);
+            let said = run(&[&"patch", &"--dry-run", &"--verify", &mode, &delta, &target]);
+            before.still(&target);
+            assert_eq!(said.code, code, "{state}: {}", said.err);
+            said
+        };
+        scene.write("target", &scene.read("old"));
+        dry("old", 0).says(&format!("{planned} blocks")).says("would be written");
+        scene.write("target", &scene.read("new"));
+        dry("new", 0).says("nothing would be written");
+        let mut other = scene.read("old");
+        other[block(3)].fill(9);
+        scene.write("target", &other);
+        dry("convertible", 0).says("would be written");
+        other[block(5)].fill(9);
+        scene.write("target", &other);
+        dry("neither", 1).says("does not hold the image");
+        scene.write("target", &scene.read("old")[..5000]);
+        dry("too small", 1).says("too small");
+    }
+    scene.holds_only(&["old", "new", "delta", "target"]);
+}
+
+#[test]
+fn quiet_says_nothing_but_errors_and_what_was_asked_for() {
+    let scene = chain_scene();
+    let (delta, target) = (scene.path("delta"), scene.path("target"));
+    let said = run(&[&"verify", &"-q", &delta, &target]).code(10);
+    assert_eq!((said.out.as_str(), said.err.as_str()), ("old\n", ""));
+    let said = run(&[&"patch", &"--quiet", &delta, &target]).code(0);
+    assert_eq!((said.out.as_str(), said.err.as_str()), ("", ""));
+    let said = run(&[&"-q", &"diff", &scene.path("old"), &scene.path("new"), &"-o", &delta]).code(0);
+    assert_eq!((said.out.as_str(), said.err.as_str()), ("", ""));
+    run(&[&"patch", &"-q", &delta, &scene.path("nowhere")]).code(1).says("does not exist");
+}
+
+// -------------------------------------------------------------------------------------------------------- info
+
+/// An image's entry holds what the public tools say of it.
+#[track_caller]
+fn assert_identity(entry: &serde_json::Value, path: &Path) {
+    let bytes = fs::read(path).unwrap();
+    assert_eq!(entry["bytes"], bytes.len() as u64);
+    assert_eq!(entry["crc32"], format!("{:08x}", crc32fast::hash(&bytes)));
+    assert_eq!(entry["blake3"], blake3::hash(&bytes).to_hex().as_str());
+    // zlib's CRC-32, from a gzip file's last eight bytes, to hold crc32fast against something else.
+    let gzip = std::process::Command::new("gzip").args(["-c", "-1"]).arg(path).output();
+    if let Ok(gzip) = gzip {
+        let at = gzip.stdout.len() - 8;
+        let crc = u32::from_le_bytes(gzip.stdout[at..at + 4].try_into().unwrap());
+        assert_eq!(entry["crc32"], format!("{crc:08x}"), "as gzip computes it");
+    }
+    if let Ok(b3sum) = std::process::Command::new("b3sum").arg("--no-names").arg(path).output() {
+        assert_eq!(entry["blake3"], String::from_utf8_lossy(&b3sum.stdout).trim(), "as b3sum computes it");
+    }
+}
+
+#[test]
+fn info_tells_digests_that_public_tools_confirm() {
+    let data = random(54, 3 * MIB + 100);
+    for (old, new) in [
+        (&data[..0], &data[..1]),
+        (&data[..5000], &data[1..7000]),
+        (&data[..MIB], &data[9..MIB + 9]),
+        (&data[..MIB + 1], &data[5..MIB]),
+        (&data[..], &data[4096..]),
+    ] {
+        let scene = Scene::with_delta(old, new);
+        let info = info(&scene.path("delta"));
+        assert_identity(&info["old"], &scene.path("old"));
+        assert_identity(&info["new"], &scene.path("new"));
+        let text = run(&[&"info", &scene.path("delta")]).code(0).out;
+        for image in ["old", "new"] {
+            for field in ["crc32", "blake3"] {
+                assert!(text.contains(info[image][field].as_str().unwrap()), "{image} {field} in:\n{text}");
+            }
+        }
+    }
+}
+
+#[test]
+fn info_is_consistent_and_tells_what_patch_then_does() {
+    let old = random(55, 300 * BLOCK);
+    let mut new = [&old[5000..], &old[..5000]].concat();
+    new[100 * BLOCK..140 * BLOCK].fill(0);
+    let scene = Scene::with_delta(&old, &new);
+    let target = scene.write("target", &old);
+    let info = info(&scene.path("delta"));
+    let number = |field: &str| info_number(&info, field);
+    assert_eq!(number("format_version"), 1);
+    assert_eq!(number("delta_bytes"), scene.read("delta").len() as u64);
+    assert_eq!(number("changed_blocks"), changed_blocks(&old, &new));
+    assert_eq!(number("written_bytes"), (number("changed_blocks") + number("scratch_blocks")) * BLOCK as u64);
+    assert!(number("scratch_blocks") > 0 && number("saves") > 0, "this pair needs scratch");
+    assert!(number("saves") < number("batches") && number("barriers") < number("batches"));
+    assert!(number("memory_bytes") < 64 << 20);
+    let sum = |list: &str, field: &str| -> u64 {
+        info[list].as_array().unwrap().iter().map(|entry| entry[field].as_u64().unwrap()).sum()
+    };
+    assert!(sum("sections", "stored_bytes") < number("delta_bytes"));
+    // The steps make what is written, but for whole batches of zeros.
+    let made = sum("steps", "bytes");
+    assert!((number("changed_blocks") - 40) * BLOCK as u64 <= made && made <= number("changed_blocks") * BLOCK as u64);
+    let said = run(&[&"patch", &scene.path("delta"), &target]).code(0);
+    assert_eq!(said.written(), (number("written_bytes"), number("scratch_blocks") * BLOCK as u64));
+    let batches = format!("{} batches", number("batches"));
+    said.says(&batches);
+}
+
+#[test]
+fn info_into_a_pipe_that_closes_early_does_not_panic() {
+    use std::io::Read;
+    let scene = chain_scene();
+    let mut child = start(&[&"info", &"--json", &scene.path("delta")]);
+    // As `| head -c0`: the reader leaves before anything is printed, or the text is larger than it takes.
+    drop(child.stdout.take());
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    let status = child.wait().unwrap();
+    assert!(!said.contains("panicked"), "{said}");
+    assert_ne!(status.code(), Some(101));
+}
+
+#[test]
+fn writes_are_the_changed_blocks_and_nothing_else() {
+    // 15 blocks changed here and there, all of them by new data.
+    let old = random(56, 500 * BLOCK);
+    let mut new = old.clone();
+    for i in 0..15 {
+        new[block(i * 33)].copy_from_slice(&random(57 + i as u64, BLOCK));
+    }
+    let scene = Scene::with_delta(&old, &new);
+    let target = scene.write("target", &old);
+    let said = run(&[&"patch", &scene.path("delta"), &target]).code(0);
+    assert_eq!(said.written(), (15 * BLOCK as u64, 0));
+    if loops("counting writes") {
+        let device = Loop::attach(&scene.write("backing", &old));
+        run(&[&"patch", &scene.path("delta"), &device.path()]).code(0);
+        assert_eq!(device.bytes_written(), 15 * BLOCK as u64, "as the kernel counts");
+    }
+}

@@ -1,0 +1,288 @@
+//! The golden files of testdata/ and their verdicts: what a patcher in any language must accept and refuse.
+//!
+//! `BLKPATCH_BLESS=1 cargo test --test golden` makes the bad and unsupported files again from good-example.delta.
+
+use blkpatch::delta::batch::{BatchKind, BatchTable};
+use blkpatch::delta::header::{Codec, ENTRY_LEN, FIXED_LEN, Header, Kind, Section};
+use blkpatch::delta::route::Counts;
+use blkpatch::delta::stream::StreamReader;
+use blkpatch::delta::Delta;
+use blkpatch::units::Extent;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::Arc;
+
+fn testdata() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata")
+}
+
+fn good() -> Vec<u8> {
+    std::fs::read(testdata().join("good-example.delta")).expect("testdata/good-example.delta")
+}
+
+/// (file, what the message must say)
+const REFUSED: [(&str, &str); 20] = [
+    ("bad-magic.delta", "not a blkpatch delta"),
+    ("bad-text-mode.delta", "text-mode transfer"),
+    ("bad-header-bit.delta", "the header does not match its digest"),
+    ("bad-section-bit.delta", "the step kinds does not match its digest"),
+    ("bad-truncated.delta", "cut short"),
+    ("bad-appended.delta", "something was appended"),
+    ("bad-header-length.delta", "header_len"),
+    ("bad-rule-r1.delta", "rule R1"),
+    ("bad-rule-r2.delta", "rule R2"),
+    ("bad-rule-r3.delta", "rule R3"),
+    ("bad-rule-r4.delta", "rule R4"),
+    ("bad-source-gone.delta", "rule source"),
+    ("bad-outside.delta", "the image ends at block"),
+    ("bad-source-range.delta", "step source"),
+    ("bad-counts.delta", "final_blocks"),
+    ("bad-left-over.delta", "left over"),
+    ("unsupported-version.delta", "newer blkpatch"),
+    ("unsupported-feature.delta", "newer blkpatch"),
+    ("unsupported-section.delta", "newer blkpatch"),
+    ("unsupported-codec.delta", "newer blkpatch"),
+];
+
+/// A delta taken apart, so that it can be put together wrong with all digests right.
+struct Parts {
+    header: Header,
+    route: blkpatch::delta::route::Route,
+    table: BatchTable,
+    columns: Vec<(Kind, Vec<u8>)>,
+}
+
+impl Parts {
+    fn of(bytes: &[u8]) -> Self {
+        let delta = Delta::open(Arc::new(bytes.to_vec()), u64::MAX).expect("the good example opens");
+        let mut columns = Vec::new();
+        for kind in Kind::ALL.into_iter().filter(|kind| *kind >= Kind::StepKinds) {
+            let Some(section) = delta.header.section(kind, 0) else { continue };
+            let mut raw = vec![0; section.raw_len as usize];
+            let mut stream = StreamReader::open(&delta.source, Some(section), kind.name()).expect("a stream");
+            stream.fill(&mut raw).expect("its bytes");
+            columns.push((kind, raw));
+        }
+        Self { header: delta.header, route: delta.route, table: delta.table, columns }
+    }
+
+    /// Replaces the order; the counts follow.
+    fn with_batches(mut self, batches: &[TestBatch]) -> Self {
+        let mut table = BatchTable::default();
+        let mut counts = Counts { save_reads: self.route.counts.save_reads, ..Counts::default() };
+        for batch in batches {
+            table.push(batch.kind, batch.barrier, &batch.extents, &batch.saved, (batch.crc, batch.source_crc));
+            let blocks: u64 = batch.extents.iter().map(|e| e.count).sum();
+            counts.batches += 1;
+            counts.extents += batch.extents.len() as u64;
+            counts.save_ranges += batch.saved.len() as u64;
+            counts.barriers += u64::from(batch.barrier);
+            match batch.kind {
+                BatchKind::Save => counts.scratch_blocks += blocks,
+                _ => counts.final_blocks += blocks,
+            }
+        }
+        (self.table, self.route.counts) = (table, counts);
+        self
+    }
+
+    fn batches(&self) -> Vec<TestBatch> {
+        let of = |batch: &blkpatch::delta::batch::Batch| TestBatch {
+            kind: batch.kind,
+            barrier: batch.barrier,
+            extents: self.table.extents(batch).to_vec(),
+            saved: self.table.saved(batch).to_vec(),
+            crc: batch.crc,
+            source_crc: batch.source_crc,
+        };
+        self.table.batches().iter().map(of).collect()
+    }
+
+    fn column(&mut self, kind: Kind) -> &mut Vec<u8> {
+        &mut self.columns.iter_mut().find(|(k, _)| *k == kind).expect("a column").1
+    }
+
+    fn assemble(&self) -> Vec<u8> {
+        let mut parts = vec![(Kind::Route, self.route.encode()), (Kind::Batches, self.table.encode())];
+        parts.extend(self.columns.iter().cloned());
+        let mut header = self.header.clone();
+        header.sections.clear();
+        for (kind, bytes) in &parts {
+            let len = bytes.len() as u64;
+            let blake3 = *blake3::hash(bytes).as_bytes();
+            let (kind, codec) = (Some(*kind), Codec::Stored);
+            header.sections.push(Section { kind, route: 0, codec, offset: 0, stored_len: len, raw_len: len, blake3 });
+        }
+        let mut out = header.encode();
+        parts.iter().for_each(|(_, bytes)| out.extend(bytes));
+        out
+    }
+}
+
+#[derive(Clone)]
+struct TestBatch {
+    kind: BatchKind,
+    barrier: bool,
+    extents: Vec<Extent>,
+    saved: Vec<std::ops::Range<u64>>,
+    crc: u32,
+    source_crc: u32,
+}
+
+/// Makes the header's digest right again after `change`.
+fn with_header(change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut bytes = good();
+    change(&mut bytes);
+    let len = u32::from_le_bytes(bytes[8..12].try_into().unwrap()) as usize;
+    let digest = blake3::hash(&bytes[..len - 32]);
+    bytes[len - 32..len].copy_from_slice(digest.as_bytes());
+    bytes
+}
+
+fn edited(change: impl FnOnce(&mut Parts)) -> Vec<u8> {
+    let mut parts = Parts::of(&good());
+    change(&mut parts);
+    parts.assemble()
+}
+
+fn reordered(change: impl FnOnce(&mut Vec<TestBatch>)) -> Vec<u8> {
+    let parts = Parts::of(&good());
+    let mut batches = parts.batches();
+    change(&mut batches);
+    parts.with_batches(&batches).assemble()
+}
+
+fn make(name: &str) -> Vec<u8> {
+    let mut plain = good();
+    let header_len = u32::from_le_bytes(plain[8..12].try_into().unwrap()) as usize;
+    let save = |batches: &[TestBatch]| batches.iter().position(|b| b.kind == BatchKind::Save).expect("a save");
+    match name {
+        "bad-magic.delta" => plain[..8].copy_from_slice(b"PK\x03\x04data"),
+        "bad-text-mode.delta" => drop(plain.remove(4)), // CR LF became LF
+        "bad-header-bit.delta" => plain[40] ^= 1,
+        "bad-section-bit.delta" => {
+            let delta = Delta::open(Arc::new(plain.clone()), u64::MAX).expect("good");
+            plain[delta.header.section(Kind::StepKinds, 0).expect("kinds").offset as usize] ^= 0x10;
+        }
+        "bad-truncated.delta" => plain.truncate(plain.len() - 1),
+        "bad-appended.delta" => plain.push(0),
+        "bad-header-length.delta" => plain[8..12].copy_from_slice(&7u32.to_le_bytes()),
+        // The save writes its copy over what it copies.
+        "bad-rule-r1.delta" => {
+            return reordered(|b| {
+                let s = save(b);
+                let first = b[s].saved[0].start / 4096;
+                let count = b[s].extents.iter().map(|e| e.count).sum();
+                b[s].extents = vec![Extent { start: first, count }];
+            });
+        }
+        "bad-rule-r2.delta" => return reordered(|b| b.iter_mut().for_each(|batch| batch.barrier = false)),
+        "bad-rule-r3.delta" => return half_overwritten_save(),
+        // Nobody gives the save's scratch its final content.
+        "bad-rule-r4.delta" => {
+            return reordered(|b| {
+                let s = save(b);
+                let end = b.iter().flat_map(|batch| &batch.extents).map(|e| e.end()).max().unwrap_or(0);
+                let free = (0..end).find(|block| {
+                    let one = Extent { start: *block, count: 1 };
+                    b.iter().all(|batch| batch.extents.iter().all(|e| e.intersect(&one).count == 0))
+                });
+                let rest = Extent { start: b[s].extents[0].start, count: b[s].extents[0].count - 1 };
+                b[s].extents = vec![Extent { start: free.expect("an untouched block"), count: 1 }, rest];
+            });
+        }
+        // Without the save, its reader finds its source overwritten.
+        "bad-source-gone.delta" => {
+            return edited(|parts| {
+                let mut batches = parts.batches();
+                batches.remove(save(&batches));
+                batches[0].barrier = false;
+                parts.route.counts.save_reads = 0;
+                let old = std::mem::replace(parts, Parts::of(&good()));
+                *parts = old.with_batches(&batches);
+            });
+        }
+        "bad-outside.delta" => {
+            return reordered(|b| {
+                if let Some(e) = b.last_mut().and_then(|batch| batch.extents.last_mut()) {
+                    e.start += 1000;
+                }
+            });
+        }
+        "bad-source-range.delta" => return edited(|p| p.column(Kind::StepSources).splice(0..1, [0xff, 0xff, 0x7f]).for_each(drop)),
+        "bad-counts.delta" => return edited(|p| p.route.counts.final_blocks += 1),
+        "bad-left-over.delta" => return edited(|p| p.column(Kind::Literals).push(0)),
+        "unsupported-version.delta" => return with_header(|b| b[12..14].copy_from_slice(&2u16.to_le_bytes())),
+        "unsupported-feature.delta" => return with_header(|b| b[16] |= 0x80),
+        "unsupported-section.delta" => return with_header(|b| b[FIXED_LEN + ENTRY_LEN] = 99),
+        "unsupported-codec.delta" => return with_header(|b| b[FIXED_LEN + ENTRY_LEN + 6] = 7),
+        other => panic!("no recipe for {other}"),
+    }
+    assert!(header_len < plain.len() + 2);
+    plain
+}
+
+/// One block of a save is overwritten while the reader of the other one need not be durable.
+fn half_overwritten_save() -> Vec<u8> {
+    let mut parts = Parts::of(&good());
+    let mut batches = parts.batches();
+    let of = |kind: BatchKind| batches.iter().position(|b| b.kind == kind).expect("the example has all kinds");
+    let (save, data, zero) = (of(BatchKind::Save), of(BatchKind::Data), of(BatchKind::Zero));
+    assert_eq!((save, data, zero), (0, 1, 2), "the example's order");
+    let (first, second) = (batches[data].extents[0].start, batches[data].extents[0].start + 1);
+    let scratch = batches[save].extents[0];
+    let one = |start| Extent { start, count: 1 };
+    let other = |start| TestBatch { extents: vec![one(start)], barrier: false, ..batches[data].clone() };
+    let mut rest = other(second);
+    rest.extents.extend_from_slice(&batches[data].extents[1..]);
+    let reader = TestBatch { barrier: true, ..other(first) };
+    // The first data block reads the copy of the second, which is the save's second block; its first goes.
+    let zeros = |start| TestBatch { extents: vec![one(start)], barrier: false, ..batches[zero].clone() };
+    batches = vec![batches[save].clone(), reader, zeros(scratch.start), rest, zeros(scratch.start + 1)];
+    // The first step now ends with its extent, which is written as 0.
+    parts.column(Kind::StepLengths).splice(0..2, [0]).for_each(drop);
+    parts.with_batches(&batches).assemble()
+}
+
+fn blkpatch(args: &[&std::ffi::OsStr]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_blkpatch")).args(args).output().expect("the program runs")
+}
+
+#[test]
+fn every_golden_file_gets_its_verdict() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let target = folder.path().join("target.img");
+    let old = std::fs::read(testdata().join("good-example.old")).expect("old");
+    for (name, message) in REFUSED {
+        let path = testdata().join(name);
+        if std::env::var_os("BLKPATCH_BLESS").is_some() {
+            std::fs::write(&path, make(name)).expect("testdata is writable");
+        }
+        std::fs::write(&target, &old).expect("target");
+        for verb in ["patch", "verify"] {
+            let out = blkpatch(&[verb.as_ref(), path.as_ref(), target.as_ref()]);
+            let text = String::from_utf8_lossy(&out.stderr);
+            assert_eq!(out.status.code(), Some(1), "{verb} {name}: {text}");
+            assert!(text.contains(message), "{verb} {name} must say '{message}', says: {text}");
+            assert!(text.contains("Nothing was written"), "{verb} {name}: {text}");
+        }
+        assert_eq!(std::fs::read(&target).expect("target"), old, "{name} must leave the target alone");
+    }
+    // Nothing in testdata without a verdict.
+    for entry in std::fs::read_dir(testdata()).expect("testdata") {
+        let name = entry.expect("an entry").file_name().to_string_lossy().into_owned();
+        let known = REFUSED.iter().any(|(n, _)| *n == name) || name.starts_with("good-");
+        assert!(known, "testdata/{name} has no verdict");
+    }
+}
+
+#[test]
+fn the_good_example_turns_old_into_new() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let target = folder.path().join("target.img");
+    std::fs::copy(testdata().join("good-example.old"), &target).expect("old");
+    let delta = testdata().join("good-example.delta");
+    let out = blkpatch(&["patch".as_ref(), delta.as_ref(), target.as_ref()]);
+    assert_eq!(out.status.code(), Some(0), "{}", String::from_utf8_lossy(&out.stderr));
+    assert_eq!(std::fs::read(&target).unwrap(), std::fs::read(testdata().join("good-example.new")).unwrap());
+}
