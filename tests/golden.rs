@@ -177,7 +177,6 @@ fn make(name: &str) -> Vec<u8> {
             });
         }
         "bad-rule-r2.delta" => return reordered(|b| b.iter_mut().for_each(|batch| batch.barrier = false)),
-        "bad-rule-r3.delta" => return half_overwritten_save(),
         // A block gets its final content twice.
         "bad-rule-r4.delta" => {
             return reordered(|b| {
@@ -186,17 +185,8 @@ fn make(name: &str) -> Vec<u8> {
                 }
             });
         }
-        // Without the save, its reader finds its source overwritten.
-        "bad-source-gone.delta" => {
-            return edited(|parts| {
-                let mut batches = parts.batches();
-                batches.remove(save(&batches));
-                batches[0].barrier = false;
-                parts.route.counts.save_reads = 0;
-                let old = std::mem::replace(parts, Parts::of(&good()));
-                *parts = old.with_batches(&batches);
-            });
-        }
+        "bad-rule-r3.delta" => return split_data(true),
+        "bad-source-gone.delta" => return split_data(false),
         "bad-outside.delta" => {
             return reordered(|b| {
                 if let Some(e) = b.last_mut().and_then(|batch| batch.extents.last_mut()) {
@@ -217,8 +207,9 @@ fn make(name: &str) -> Vec<u8> {
     plain
 }
 
-/// One block of a save is overwritten while the reader of the other one need not be durable.
-fn half_overwritten_save() -> Vec<u8> {
+/// The data batch of the example cut in two, block by block. With the save: one block of its scratch is overwritten
+/// while the reader of the other one need not be durable. Without it: the second half's source is gone.
+fn split_data(with_save: bool) -> Vec<u8> {
     let mut parts = Parts::of(&good());
     let mut batches = parts.batches();
     let of = |kind: BatchKind| batches.iter().position(|b| b.kind == kind).expect("the example has all kinds");
@@ -233,7 +224,13 @@ fn half_overwritten_save() -> Vec<u8> {
     let reader = TestBatch { barrier: true, ..other(first) };
     // The first data block reads the copy of the second, which is the save's second block; its first goes.
     let zeros = |start| TestBatch { extents: vec![one(start)], barrier: false, ..batches[zero].clone() };
-    batches = vec![batches[save].clone(), reader, zeros(scratch.start), rest, zeros(scratch.start + 1)];
+    batches = if with_save {
+        vec![batches[save].clone(), reader, zeros(scratch.start), rest, zeros(scratch.start + 1)]
+    } else {
+        parts.route.counts.save_reads = 0;
+        let rest = TestBatch { barrier: true, ..rest };
+        vec![TestBatch { barrier: false, ..reader }, rest, zeros(scratch.start), zeros(scratch.start + 1)]
+    };
     // The first step now ends with its extent, which is written as 0.
     parts.column(Kind::StepLengths).splice(0..2, [0]).for_each(drop);
     parts.with_batches(&batches).assemble()
