@@ -9,8 +9,7 @@
                                        put the dump into spec/format.md
 
 A small second reader of the format, in another language than the first (sections that are compressed need the program
-`zstd`). It follows the text of the specification and nothing else, and checks much less than a patcher
-must: it is for reading, never for patching.
+`zstd`). It checks much less than a patcher must: it is for reading, never for patching.
 """
 
 import pathlib

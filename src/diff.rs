@@ -224,6 +224,9 @@ pub fn diff_views(
     if writer.stored_estimate() < REGIONS_FROM {
         (identity.region_log, identity.regions) = (0, Vec::new());
     }
+    if identity.regions.is_empty() {
+        identity.region_log = 0;
+    }
     writer.finish(&identity, level, out)?;
     Ok(comparison)
 }

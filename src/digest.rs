@@ -29,6 +29,12 @@ pub struct PartDigest {
 }
 
 impl PartDigest {
+    /// Stands for a part of `len` bytes whose content does not matter, because it will be replaced.
+    #[must_use]
+    pub fn placeholder(len: u64) -> Self {
+        Self { len, crc: 0, cv: [0; 32] }
+    }
+
     /// Hashes the part `data` that lies at byte `offset` (a multiple of [`PART`]) of an image of `total` bytes.
     #[must_use]
     pub fn new(offset: u64, data: &[u8], total: u64) -> Self {
@@ -72,6 +78,12 @@ impl TreeDigest {
     #[must_use]
     pub fn part_len(&self, offset: u64) -> u64 {
         self.total.saturating_sub(offset).min(PART)
+    }
+
+    /// The length of the part that [`TreeDigest::push`] expects next; `None` when all are there.
+    #[must_use]
+    pub fn missing_part(&self) -> Option<u64> {
+        Some(self.part_len(self.filled)).filter(|len| *len > 0)
     }
 
     /// Adds the next part; `kept` parts can be replaced later.

@@ -84,12 +84,15 @@ impl From<ImageId> for ImageInfo {
     }
 }
 
+/// Memory that a delta may announce to be looked at: more than any sound delta needs.
+const MEMORY_LIMIT: u64 = 8 << 30;
+
 /// Reads and checks a delta and says what it is.
 ///
 /// # Errors
 /// Where the delta is refused.
 pub fn info(path: &Path) -> Result<Info, Error> {
-    Ok(describe(&open_delta(path, u64::MAX)?))
+    Ok(describe(&open_delta(path, MEMORY_LIMIT)?))
 }
 
 fn describe(opened: &Opened) -> Info {

@@ -91,12 +91,14 @@ pub fn survey(
 ) -> Result<Survey, SurveyError> {
     device.forget_cache()?;
     let batches = delta.table.batches().len();
-    if verify == Verify::Touched {
+    // Where nothing is touched a file would be cut without a look at it.
+    if verify == Verify::Touched && !(order.touched.is_empty() && device.resizable()) {
         return judge(device, delta, order, stop, monitor);
     }
     let seen = read_whole(device, delta, order, stop, monitor)?;
     let tree = Some(seen.new);
-    if device.len() >= delta.header.new.len && tree.as_ref().and_then(TreeDigest::finish) == Some(delta.header.new) {
+    let is_new = tree.as_ref().and_then(TreeDigest::finish) == Some(delta.header.new);
+    if is_new && may_be_new(device, delta, order) {
         return Ok(Survey { state: State::New, redo: vec![false; batches], tree });
     }
     if seen.old.is_some() && seen.old == delta.route.old {
@@ -107,7 +109,21 @@ pub fn survey(
         let state = State::Neither(Mismatch::Untouched { within, regions });
         return Ok(Survey { state, redo: Vec::new(), tree });
     }
-    Ok(Survey { tree, ..judge(device, delta, order, stop, monitor)? })
+    let judged = judge(device, delta, order, stop, monitor)?;
+    // The digests say it is not the new image; if every batch seems done all the same, the check at the end will tell.
+    let state = match judged.state {
+        State::New => State::Convertible { done: batches as u64 },
+        other => other,
+    };
+    Ok(Survey { state, tree, ..judged })
+}
+
+/// Whether a target that begins with the new image holds it. A file that must be cut after that must have been
+/// patched: where the new image is just the beginning of the old one, any file that begins so would be cut.
+fn may_be_new(device: &dyn Device, delta: &Delta, order: &CheckedOrder) -> bool {
+    let (len, new_len) = (device.len(), delta.header.new.len);
+    let longest = new_len.max(delta.route.old.map_or(0, |old| old.len));
+    len == new_len || (len > new_len && (!device.resizable() || len > longest || !order.touched.is_empty()))
 }
 
 /// Why a survey failed.
@@ -227,7 +243,12 @@ fn read_whole(
 ) -> Result<Seen, SurveyError> {
     let (old_len, new_len) = (delta.route.old.map_or(0, |old| old.len), delta.header.new.len);
     let untouched_len = delta.route.untouched_len;
-    let len = old_len.max(new_len).max(untouched_len);
+    // A target that can grow is read as far as it goes; what lies behind is written in any case, and the length that a
+    // delta claims costs nothing.
+    let there = if device.resizable() { device.len() } else { u64::MAX };
+    let old_len = if old_len <= there { old_len } else { 0 };
+    let known = there.max(untouched_len).checked_next_multiple_of(PART).unwrap_or(u64::MAX);
+    let len = old_len.max(new_len.min(known)).max(untouched_len);
     monitor.phase("reading the target", len);
     let mut old = TreeDigest::new(old_len);
     let mut new = TreeDigest::new(new_len);
@@ -269,8 +290,12 @@ fn read_whole(
         }
         monitor.advance(part.len() as u64);
     })?;
+    while let Some(len) = new.missing_part() {
+        new.push(PartDigest::placeholder(len), true);
+    }
     let untouched = untouched.finish().map_or([0; 32], |id| id.blake3);
-    Ok(Seen { old: old.finish().filter(|_| delta.route.old.is_some()), new, untouched, regions })
+    let old = old.finish().filter(|old| delta.route.old.is_some_and(|expected| expected.len == old.len));
+    Ok(Seen { old, new, untouched, regions })
 }
 
 /// Judges every batch at rest: which are done, which must be done, and whether they can be.

@@ -230,7 +230,7 @@ fn a_memory_limit_that_is_too_low() {
 
 #[test]
 fn a_target_that_holds_something_else() {
-    let scene = small_scene();
+    let scene = chain_scene();
     let (delta, target) = (scene.path("delta"), scene.path("target"));
     let old = scene.read("old");
     for options in [&[][..], &["--dry-run"], &["--verify", "all"], &["--verify", "touched"]] {
@@ -241,13 +241,13 @@ fn a_target_that_holds_something_else() {
     }
     // One bit in a block that stays.
     let mut other = old.clone();
-    other[11 * BLOCK + 4095] ^= 0x80;
+    other[part(11)][4095] ^= 0x80;
     scene.write("target", &other);
     refused(&delta, &target, "does not hold the image").says("mounted read-write").says("Nothing was written");
     assert_state(&delta, &target, "neither");
     // One bit in a block that moves and is overwritten.
     let mut other = old;
-    other[5 * BLOCK] ^= 1;
+    other[part(5)][0] ^= 1;
     scene.write("target", &other);
     refused(&delta, &target, "does not hold the image").says("Nothing was written");
     assert_state(&delta, &target, "neither");
@@ -262,7 +262,8 @@ fn the_place_that_differs_is_named() {
     let scene = Scene::with_delta(&old, &new);
     old[3 * MIB + 4321] ^= 4;
     let target = scene.write("target", &old);
-    refused(&scene.path("delta"), &target, &format!("between bytes {} and {}", 3 * MIB, 4 * MIB)).says("1 of its 5 regions");
+    refused(&scene.path("delta"), &target, &format!("between bytes {} and {}", 3 * MIB, 4 * MIB))
+        .says("1 of its 5 regions");
 }
 
 #[test]
@@ -471,7 +472,7 @@ fn wrong_usage() {
     run(&[&"patch", &delta, &target, &"more"]).code(2).says("more");
     run(&[&"patch", &delta, &target, &"--force"]).code(2).says("--force");
     run(&[&"patch", &"--verify", &"none", &delta, &target]).code(2).says("none");
-    run(&[&"patch", &"--memory-limit", &"lots", &delta, &target]).code(2).says("64M");
+    run(&[&"patch", &"--memory-limit", &"lots", &delta, &target]).code(2).says("256M");
     run(&[&"diff", &old, &new]).code(2).says("--output");
     run(&[&"diff", &old, &"-o", &delta]).code(2).says("<NEW>");
     run(&[&"diff", &old, &new, &"-o", &delta, &"--level", &"0"]).code(2).says("1..=9");

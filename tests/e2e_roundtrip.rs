@@ -100,7 +100,10 @@ fn on_device(scene: &Scene, old: &[u8], new: &[u8], planned: u64, size: usize, o
     if state_before(old, new) == "old" {
         assert_eq!(done.written().0, planned, "bytes written, as patch says");
         // The image's last sector is written whole.
-        assert!((planned..planned + 4096).contains(&counted), "the kernel counts {counted} bytes, announced: {planned}");
+        assert!(
+            (planned..planned + 4096).contains(&counted),
+            "the kernel counts {counted} bytes, announced: {planned}"
+        );
     }
     assert_state(&delta, target, "new");
     run(&[&"patch", &delta, &target]).code(0).says("already holds the new image").says("nothing was written");
@@ -379,7 +382,10 @@ fn ext4_images_before_and_after_an_update() {
         let image = scene.path(name);
         let fixed = "hash_seed=7b2a3c41-55ee-4b0f-9d64-0c5f3a9c1f11,lazy_itable_init=0,lazy_journal_init=0";
         let uuid = "7b2a3c41-55ee-4b0f-9d64-0c5f3a9c1f10";
-        tool("mke2fs", &[&"-q", &"-t", &"ext4", &"-b", &"4096", &"-U", &uuid, &"-E", &fixed, &"-d", &tree, &image, &"12M"]);
+        tool(
+            "mke2fs",
+            &[&"-q", &"-t", &"ext4", &"-b", &"4096", &"-U", &uuid, &"-E", &fixed, &"-d", &tree, &image, &"12M"],
+        );
         fs::read(&image).unwrap()
     };
     let old = make("before");

@@ -2,11 +2,11 @@
 //!
 //! `BLKPATCH_BLESS=1 cargo test --test golden` makes the bad and unsupported files again from good-example.delta.
 
+use blkpatch::delta::Delta;
 use blkpatch::delta::batch::{BatchKind, BatchTable};
 use blkpatch::delta::header::{Codec, ENTRY_LEN, FIXED_LEN, Header, Kind, Section};
 use blkpatch::delta::route::Counts;
 use blkpatch::delta::stream::StreamReader;
-use blkpatch::delta::Delta;
 use blkpatch::units::Extent;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -194,7 +194,9 @@ fn make(name: &str) -> Vec<u8> {
                 }
             });
         }
-        "bad-source-range.delta" => return edited(|p| p.column(Kind::StepSources).splice(0..1, [0xff, 0xff, 0x7f]).for_each(drop)),
+        "bad-source-range.delta" => {
+            return edited(|p| p.column(Kind::StepSources).splice(0..1, [0xff, 0xff, 0x7f]).for_each(drop));
+        }
         "bad-counts.delta" => return edited(|p| p.route.counts.final_blocks += 1),
         "bad-left-over.delta" => return edited(|p| p.column(Kind::Literals).push(0)),
         "unsupported-version.delta" => return with_header(|b| b[12..14].copy_from_slice(&2u16.to_le_bytes())),

@@ -1,7 +1,9 @@
 //! The batch table: the order in which the target is written (spec, chapter 5).
 
 use super::DeltaError;
+use super::header::Limits;
 use super::route::Counts;
+use crate::blockset::BlockSet;
 use crate::units::{BLOCK, Extent, blocks_in};
 use crate::varint::{self, VarintError};
 use std::io::Read;
@@ -64,12 +66,22 @@ impl BatchTable {
         &self.ranges[batch.ranges.clone()]
     }
 
-    /// Every block that any batch writes.
+    /// Every block that any batch writes. Only final batches are asked: a save elsewhere would break R4.
     #[must_use]
-    pub fn touched(&self) -> crate::blockset::BlockSet {
-        let mut set = crate::blockset::BlockSet::new();
-        self.extents.iter().for_each(|extent| set.insert(*extent));
+    pub fn touched(&self) -> BlockSet {
+        let mut set = BlockSet::new();
+        let finals = self.batches.iter().filter(|batch| batch.kind != BatchKind::Save);
+        finals.flat_map(|batch| self.extents(batch)).for_each(|extent| set.insert(*extent));
         set
+    }
+
+    /// The first batch that saves to a block which no final batch writes, and that block.
+    #[must_use]
+    pub fn stray_save(&self, touched: &BlockSet) -> Option<(u64, u64)> {
+        (0u64..).zip(&self.batches).filter(|(_, batch)| batch.kind == BatchKind::Save).find_map(|(index, batch)| {
+            let mut runs = self.extents(batch).iter().flat_map(|extent| touched.runs_in(*extent));
+            runs.find(|(_, inside)| !inside).map(|(run, _)| (index, run.start))
+        })
     }
 
     /// Adds a batch behind the others.
@@ -104,7 +116,7 @@ impl BatchTable {
     ///
     /// # Errors
     /// Anything that is not as the spec says; memory stays within what the counts announce.
-    pub fn decode(input: &mut impl Read, counts: &Counts, new_len: u64) -> Result<Self, DeltaError> {
+    pub fn decode(input: &mut impl Read, counts: &Counts, limits: &Limits, new_len: u64) -> Result<Self, DeltaError> {
         let mut table = Self::default();
         let (mut extent_at, mut range_at) = (0u64, 0u64);
         for index in 0..counts.batches {
@@ -120,7 +132,7 @@ impl BatchTable {
             }
             let (extents, ranges) = (e..table.extents.len(), r..table.ranges.len());
             let mut batch = Batch { kind, barrier, crc: 0, source_crc: 0, extents, ranges };
-            table.check_extents(&batch, index, new_len)?;
+            table.check_extents(&batch, index, limits, new_len)?;
             if kind == BatchKind::Zero {
                 batch.crc = crate::digest::crc_of_zeros(table.written_bytes(&batch, new_len));
             } else {
@@ -138,14 +150,18 @@ impl BatchTable {
         self.extents(batch).iter().map(|e| e.bytes(new_len)).map(|r| r.end - r.start).sum()
     }
 
-    fn check_extents(&self, batch: &Batch, index: u64, new_len: u64) -> Result<(), DeltaError> {
+    fn check_extents(&self, batch: &Batch, index: u64, limits: &Limits, new_len: u64) -> Result<(), DeltaError> {
         // Scratch must hold whole blocks: a short last block cannot be scratch.
         let end = if batch.kind == BatchKind::Save { new_len / BLOCK } else { blocks_in(new_len) };
         let mut outside = self.extents(batch).iter().filter(|e| e.end() > end);
-        match outside.next() {
-            Some(extent) => Err(DeltaError::OutOfRange { batch: index, extent: *extent, end }),
-            None => Ok(()),
+        if let Some(extent) = outside.next() {
+            return Err(DeltaError::OutOfRange { batch: index, extent: *extent, end });
         }
+        let written = self.written_bytes(batch, new_len);
+        if batch.kind != BatchKind::Zero && written > limits.batch_bytes.into() {
+            return Err(DeltaError::field("bytes of a batch", written, format!("at most {}", limits.batch_bytes)));
+        }
+        Ok(())
     }
 
     fn check_counts(&self, counts: &Counts) -> Result<(), DeltaError> {

@@ -34,6 +34,9 @@ pub struct CheckedOrder {
 pub fn check_order(delta: &Delta) -> Result<CheckedOrder, DeltaError> {
     let mut checked = CheckedOrder { touched: delta.table.touched(), ..CheckedOrder::default() };
     let touched = checked.touched.clone();
+    if let Some((batch, block)) = delta.table.stray_save(&touched) {
+        return Err(DeltaError::Rule { rule: "R4", batch, block });
+    }
     let mut placement = Placement::new(&touched);
     let mut steps = Vec::new();
     let mut reader = delta.steps()?;
@@ -56,7 +59,7 @@ pub fn check_order(delta: &Delta) -> Result<CheckedOrder, DeltaError> {
                 placement.sources(&steps).map_err(missing)?
             }
         };
-        check_limits(delta, batch.kind, delta.table.written_bytes(batch, delta.header.new.len), &sources)?;
+        check_limits(delta, &sources)?;
         checked.source_blocks += sources.bytes() / BLOCK;
         let ended = placement.advance(index, &delta.table, batch, &sources)?;
         let number = index as u32; // advance() refuses saves beyond 2^32, and only saves are listed
@@ -78,11 +81,8 @@ fn count_steps(steps: &[Step], checked: &mut CheckedOrder) {
     }
 }
 
-fn check_limits(delta: &Delta, kind: BatchKind, written: u64, sources: &Sources) -> Result<(), DeltaError> {
+fn check_limits(delta: &Delta, sources: &Sources) -> Result<(), DeltaError> {
     let limits = &delta.header.limits;
-    if kind != BatchKind::Zero && written > limits.batch_bytes.into() {
-        return Err(DeltaError::field("bytes of a batch", written, format!("at most {}", limits.batch_bytes)));
-    }
     if sources.bytes() > limits.source_bytes.into() {
         return Err(DeltaError::field(
             "bytes a batch reads",

@@ -223,6 +223,7 @@ impl Header {
         let (len, crc) = (fields.u64(), fields.u32());
         let (batch_bytes, source_bytes, batch_steps) = (fields.u32(), fields.u32(), fields.u32());
         let limits = Limits { batch_bytes, source_bytes, batch_steps, memory: fields.u64() };
+        check_len("new_len", len)?;
         let new = ImageId { len, crc, blake3: fields.take() };
         let mut offset = bytes.len() as u64;
         let mut sections = Vec::with_capacity(count);
@@ -247,12 +248,20 @@ impl Header {
     }
 }
 
+/// Lengths of images fit a signed 64-bit number, as file offsets do.
+pub(crate) fn check_len(field: &'static str, len: u64) -> Result<(), DeltaError> {
+    if len > i64::MAX as u64 { Err(DeltaError::field(field, len, "at most 2^63 - 1")) } else { Ok(()) }
+}
+
 fn decode_entry(fields: &mut Fields<'_>, offset: u64) -> Result<Section, DeltaError> {
     let (number, flags, route) = (fields.u16(), fields.u16(), fields.u16());
     let (codec, window_log) = (fields.u8(), fields.u8());
     let (stored_len, raw_len) = (fields.u64(), fields.u64());
     let blake3 = fields.take();
     let kind = Kind::from_number(number);
+    if flags & !FLAG_CRITICAL != 0 {
+        return Err(DeltaError::Newer { what: format!("section flags {flags:#x}") });
+    }
     if kind.is_none() && flags & FLAG_CRITICAL != 0 {
         return Err(DeltaError::Newer { what: format!("section kind {number}") });
     }

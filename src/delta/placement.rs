@@ -20,6 +20,8 @@ struct Moved {
 /// A save whose scratch nobody has overwritten yet.
 #[derive(Clone, Debug)]
 struct Live {
+    /// The old bytes that it holds; the rest of its blocks is zero.
+    ranges: Vec<Range<u64>>,
     old: Vec<u64>,
     scratch: Vec<u64>,
     last_read: Option<u64>,
@@ -104,6 +106,11 @@ impl<'a> Placement<'a> {
             && block < start + moved.count
         {
             let len = end.min((start + moved.count) * BLOCK) - at;
+            let ranges = self.live.get(&moved.save).map_or(&[][..], |live| &live.ranges);
+            let i = ranges.partition_point(|range| range.end <= at);
+            if ranges.get(i).is_none_or(|range| range.start > at || range.end < at + len) {
+                return Err(block); // these bytes of the block were not saved
+            }
             let physical = (moved.scratch + (block - start)) * BLOCK + at % BLOCK;
             return Ok(Piece { physical, len, save: Some(moved.save), produced: true });
         }
@@ -194,8 +201,11 @@ impl<'a> Placement<'a> {
             }
         }
         let overwritten = self.overwrite(extents).map_err(|block| broken("R3", block))?;
+        // A save stands or falls as one: who overwrites part of it must not read another part of it.
+        if let Some(save) = overwritten.iter().find(|save| sources.saves.contains(save)) {
+            return Err(broken("R3", extents.first().map_or(u64::from(*save), |extent| extent.start)));
+        }
         for save in &sources.saves {
-            // A batch that overwrites a save it reads would break R1, so every save read here is live.
             if let Some(live) = self.live.get_mut(save) {
                 live.last_read = Some(self.epoch);
             }
@@ -207,7 +217,10 @@ impl<'a> Placement<'a> {
                 self.finals.insert(*extent);
             }
         }
-        sources.blocks.iter().for_each(|extent| self.inflight.insert(*extent));
+        // Only blocks that are ever written matter to R2; a claim to read far away must not cost memory.
+        for (run, _) in sources.blocks.iter().flat_map(|e| self.touched.runs_in(*e)).filter(|(_, touched)| *touched) {
+            self.inflight.insert(run);
+        }
         if batch.kind == BatchKind::Save {
             let index = u32::try_from(index).map_err(|_| DeltaError::Malformed("more than 2^32 batches"))?;
             self.add_save(index, table, batch)?;
@@ -254,7 +267,8 @@ impl<'a> Placement<'a> {
     fn add_save(&mut self, index: u32, table: &BatchTable, batch: &Batch) -> Result<(), DeltaError> {
         let old = saved_blocks(table.saved(batch));
         let scratch = table.extents(batch);
-        let mut live = Live { old: Vec::new(), scratch: Vec::new(), last_read: None };
+        let ranges = table.saved(batch).to_vec();
+        let mut live = Live { ranges, old: Vec::new(), scratch: Vec::new(), last_read: None };
         pair_extents(&old, scratch, |old, scratch, count| {
             self.moved.insert(old, Moved { count, scratch, save: index });
             self.scratch.insert(scratch, (count, index));

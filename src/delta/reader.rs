@@ -59,7 +59,7 @@ impl Delta {
         }
         let section = header.section(Kind::Batches, route_number);
         let mut stream = StreamReader::open(&source, section, Kind::Batches.name())?;
-        let table = BatchTable::decode(&mut stream, &route.counts, header.new.len)?;
+        let table = BatchTable::decode(&mut stream, &route.counts, &header.limits, header.new.len)?;
         stream.finish()?;
         Ok(Self { source, header, route, route_number, table, file_len })
     }

@@ -92,6 +92,7 @@ impl Route {
             return Err(DeltaError::Newer { what: format!("route flags {flags:#x}") });
         }
         let (crc, len) = (f.u32(), f.u64());
+        super::header::check_len("old_len", len)?;
         let old = ImageId { len, crc, blake3: f.take() };
         let old = (flags & FLAG_OLD_KNOWN != 0).then_some(old);
         let untouched_len = f.u64();

@@ -74,6 +74,8 @@ struct State<'a> {
     own_blocks: Vec<u32>,
     outward: Vec<u32>,
     done: Vec<bool>,
+    /// Whether it has left the queue: it is done, or a leaf that is held.
+    taken: Vec<bool>,
     /// The level of pieces that are done.
     level_of: Vec<u32>,
     queued: Vec<bool>,
@@ -162,6 +164,7 @@ impl<'a> State<'a> {
             own_blocks: vec![0; count],
             outward: vec![0; count],
             done: vec![false; count],
+            taken: vec![false; count],
             level_of: vec![0; count],
             queued: vec![false; count],
             ready: VecDeque::new(),
@@ -296,6 +299,9 @@ impl<'a> State<'a> {
     }
 
     fn run_or_hold(&mut self, piece: u32) {
+        if std::mem::replace(&mut self.taken[piece as usize], true) {
+            return; // it was put into the queue twice: what it waited for was saved ahead
+        }
         let reads_scratch = self.pieces.list[piece as usize].reads.iter().any(|d| self.group_of[*d as usize] != NONE);
         if self.outward[piece as usize] > 0 || reads_scratch {
             return self.run(piece);

@@ -456,6 +456,36 @@ pub fn block(i: usize) -> std::ops::Range<usize> {
     i * BLOCK..(i + 1) * BLOCK
 }
 
+/// Bytes of a part of [`chain`].
+pub const PART: usize = 8 * BLOCK;
+
+/// The range of part `i` of [`chain`].
+pub fn part(i: usize) -> std::ops::Range<usize> {
+    i * PART..(i + 1) * PART
+}
+
+/// Sixteen parts of eight blocks: 9 gets what 5 held, 5 gets what 7 held, 7 gets new data. So the delta writes 9, then 5,
+/// then 7; it reads 5 and 7 before it overwrites them; nobody reads 9, and all others stay.
+pub fn chain() -> (Vec<u8>, Vec<u8>) {
+    let old = random(51, 16 * PART);
+    let mut new = old.clone();
+    new[part(9)].copy_from_slice(&old[part(5)]);
+    new[part(5)].copy_from_slice(&old[part(7)]);
+    new[part(7)].copy_from_slice(&random(53, PART));
+    (old, new)
+}
+
+/// A scene of [`chain`], with a target that holds the old image.
+#[track_caller]
+pub fn chain_scene() -> Scene {
+    let (old, new) = chain();
+    let scene = Scene::with_delta(&old, &new);
+    scene.write("target", &old);
+    let info = info(&scene.path("delta"));
+    assert_eq!((info_number(&info, "batches"), info_number(&info, "saves")), (3, 0), "the chain's order");
+    scene
+}
+
 /// Blocks of `new` that differ from `old` at the same place, or are not wholly within it.
 pub fn changed_blocks(old: &[u8], new: &[u8]) -> u64 {
     let differs = |(i, bytes): (usize, &[u8])| old.get(i * BLOCK..i * BLOCK + bytes.len()) != Some(bytes);
