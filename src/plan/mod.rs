@@ -24,12 +24,17 @@ pub const SOURCE_BLOCKS: u64 = 1024;
 /// Largest number of steps of a batch.
 pub const BATCH_STEPS: usize = 1 << 14;
 
-/// Sizes of pieces that are tried, in blocks: large ones overlap themselves more, small ones make longer chains.
-const PIECE_BLOCKS: [u64; 3] = [256, 64, 16];
-/// Levels after which chains are cut, where that is cheaper than their barriers.
-const CUT_LEVELS: [u32; 2] = [24, 12];
+/// Sizes of pieces that are tried, in blocks: large ones overlap themselves more, small ones make longer chains. The
+/// sizes from [`LAST_RESORT`] on need the least scratch, and are tried only where larger ones need literals.
+const PIECE_BLOCKS: [u64; 5] = [256, 64, 16, 4, 1];
+/// See [`PIECE_BLOCKS`].
+const LAST_RESORT: u64 = 16;
+/// An attempt that needs more literals for want of scratch than this is given up, unless pieces are single blocks.
+const MOST_LITERAL: u64 = 4 * LITERAL_SCRATCH;
 /// What a barrier costs on a slow stick, in blocks written: 50 ms at 8 MiB/s.
 const BARRIER_BLOCKS: u64 = 100;
+/// What a block costs that becomes a literal, in blocks written: the delta grows, on every device it is shipped to.
+const LITERAL_BLOCKS: u64 = 400;
 /// Blocks turned into literals where the target has no free block for scratch (delta grows by up to twice that).
 const LITERAL_SCRATCH: u64 = 64;
 
@@ -54,21 +59,28 @@ pub fn plan(recipe: &Recipe, old_len: u64, new_len: u64, zeros: impl Fn(u64) -> 
         }
     };
     for size in PIECE_BLOCKS {
-        let base = attempt(recipe.clone(), new_len, size, &zeros);
-        let free = base.cost == (0, 0);
-        for step in CUT_LEVELS.into_iter().filter(|step| base.schedule.levels > u64::from(*step)) {
+        let Some(base) = attempt(recipe.clone(), new_len, size, &zeros) else { continue };
+        let (free, literal, levels) = (base.cost == 0, base.literal, base.schedule.levels);
+        for step in cut_steps(levels) {
             if let Some(cut) = cut_chains(&base, new_len, size, step, &zeros) {
                 consider(cut);
             }
         }
         consider(base);
-        if free {
-            break; // cannot be better
+        if free || (size <= LAST_RESORT && literal == 0) {
+            break; // cannot be much better
         }
     }
     let Some(best) = best else { return Plan::default() };
     let batches = batches::group(&best.recipe, &best.pieces, &best.schedule, old_len, new_len);
     Plan { batches, zero_scratch: best.scratch }
+}
+
+/// Numbers of levels after which long chains may be cut: fixed ones, and shares for where there is little scratch.
+fn cut_steps(levels: u64) -> impl Iterator<Item = u32> {
+    let levels = u32::try_from(levels).unwrap_or(u32::MAX);
+    let shares = [levels / 16, levels / 48].into_iter().filter(|step| *step > 24);
+    [24, 12].into_iter().chain(shares).filter(move |step| *step < levels)
 }
 
 /// One way to order a recipe.
@@ -77,8 +89,10 @@ struct Attempt {
     pieces: pieces::Pieces,
     schedule: Schedule,
     scratch: Vec<Extent>,
-    /// Blocks turned into literals, which make the delta grow, count before everything else; then the cost in blocks.
-    cost: (u64, u64),
+    /// Blocks turned into literals for want of scratch.
+    literal: u64,
+    /// What it costs, in blocks written.
+    cost: u64,
 }
 
 /// The same pieces, with long chains of pieces that wait for each other cut by saving ahead at every `step`-th level.
@@ -106,9 +120,10 @@ fn cut_chains(
             && schedule.levels < base.schedule.levels
         {
             let used = order::used_scratch(&pieces, &schedule, &scratch);
-            let cost = (base.cost.0, cost(&schedule, &scratch));
+            let cost = cost(&schedule, &scratch, base.literal);
             if used == scratch || wanted.is_some() {
-                return Some(Attempt { recipe: base.recipe.clone(), pieces, schedule, scratch, cost });
+                let (recipe, literal) = (base.recipe.clone(), base.literal);
+                return Some(Attempt { recipe, pieces, schedule, scratch, literal, cost });
             }
         }
     }
@@ -116,7 +131,7 @@ fn cut_chains(
 }
 
 /// Tries with more and more scratch until there is enough.
-fn attempt(mut recipe: Recipe, new_len: u64, mut size: u64, zeros: &impl Fn(u64) -> Vec<Extent>) -> Attempt {
+fn attempt(mut recipe: Recipe, new_len: u64, mut size: u64, zeros: &impl Fn(u64) -> Vec<Extent>) -> Option<Attempt> {
     let (mut scratch, mut wanted, mut literal, mut trimmed) = (Vec::new(), 0u64, 0u64, false);
     loop {
         let pieces = pieces::cut(&recipe, &scratch, new_len, size);
@@ -128,8 +143,8 @@ fn attempt(mut recipe: Recipe, new_len: u64, mut size: u64, zeros: &impl Fn(u64)
                     (scratch, trimmed) = (used, true);
                     continue;
                 }
-                let cost = (literal, cost(&schedule, &scratch));
-                return Attempt { recipe, pieces, schedule, scratch, cost };
+                let cost = cost(&schedule, &scratch, literal);
+                return Some(Attempt { recipe, pieces, schedule, scratch, literal, cost });
             }
             Err(order::NeedScratch { blocks, near }) => {
                 wanted = wanted.saturating_mul(2).max(blocks).max(4 * BATCH_BLOCKS);
@@ -139,6 +154,9 @@ fn attempt(mut recipe: Recipe, new_len: u64, mut size: u64, zeros: &impl Fn(u64)
                 } else {
                     recipe.make_free(Extent { start: near, count: LITERAL_SCRATCH }, new_len);
                     literal += LITERAL_SCRATCH;
+                    if literal > MOST_LITERAL && size > 1 {
+                        return None;
+                    }
                     size = size.min(LITERAL_SCRATCH / 2);
                 }
             }
@@ -146,8 +164,9 @@ fn attempt(mut recipe: Recipe, new_len: u64, mut size: u64, zeros: &impl Fn(u64)
     }
 }
 
-fn cost(schedule: &Schedule, scratch: &[Extent]) -> u64 {
-    schedule.saved_blocks + count_blocks(scratch) + schedule.levels.saturating_sub(1) * BARRIER_BLOCKS
+fn cost(schedule: &Schedule, scratch: &[Extent], literal: u64) -> u64 {
+    let barriers = schedule.levels.saturating_sub(1);
+    schedule.saved_blocks + count_blocks(scratch) + barriers * BARRIER_BLOCKS + literal * LITERAL_BLOCKS
 }
 
 /// The whole blocks of an image of `len` bytes.
