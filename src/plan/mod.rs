@@ -30,7 +30,7 @@ const PIECE_BLOCKS: [u64; 5] = [256, 64, 16, 4, 1];
 /// See [`PIECE_BLOCKS`].
 const LAST_RESORT: u64 = 16;
 /// An attempt that needs more literals for want of scratch than this is given up, unless pieces are single blocks.
-const MOST_LITERAL: u64 = 4 * LITERAL_SCRATCH;
+const MOST_LITERAL: u64 = 16 * LITERAL_SCRATCH;
 /// What a barrier costs on a slow stick, in blocks written: 50 ms at 8 MiB/s.
 const BARRIER_BLOCKS: u64 = 100;
 /// What a block costs that becomes a literal, in blocks written: the delta grows, on every device it is shipped to.

@@ -1,0 +1,150 @@
+//! Deltas made to do harm, with all digests right: refused before the first write, within the announced memory.
+
+use blkpatch::blockset::BlockSet;
+use blkpatch::delta::batch::{BatchKind, BatchTable};
+use blkpatch::delta::check::check_order;
+use blkpatch::delta::header::{Codec, Header, Kind, Limits, Section};
+use blkpatch::delta::route::{Counts, Route};
+use blkpatch::delta::step::{Step, StepKind};
+use blkpatch::delta::stream::Compression;
+use blkpatch::delta::writer::{DeltaWriter, Identity, NewBatch, WriteError};
+use blkpatch::delta::{Delta, DeltaError};
+use blkpatch::device::MemoryDevice;
+use blkpatch::digest::ImageId;
+use blkpatch::monitor::Silent;
+use blkpatch::target::{Verify, survey};
+use blkpatch::units::{BLOCK, Extent};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+fn id(bytes: &[u8]) -> ImageId {
+    ImageId { len: bytes.len() as u64, crc: crc32fast::hash(bytes), blake3: *blake3::hash(bytes).as_bytes() }
+}
+
+fn extent(start: u64, count: u64) -> Extent {
+    Extent { start, count }
+}
+
+fn literal(block: u64) -> NewBatch {
+    let step = Step { kind: StepKind::Literal, dst: block * BLOCK, len: BLOCK, src: 0 };
+    NewBatch { extents: vec![extent(block, 1)], steps: vec![step], ..NewBatch::default() }
+}
+
+fn fast(_: Kind) -> Compression {
+    Compression { level: 3, window_log: 20, threads: 1 }
+}
+
+fn unknown(len: u64) -> ImageId {
+    ImageId { len, crc: 0, blake3: [0; 32] }
+}
+
+/// Puts sections together with right digests.
+fn assemble(new: ImageId, limits: Limits, parts: &[(Kind, Vec<u8>)]) -> Vec<u8> {
+    let mut header = Header { compatible: 0, new, limits, sections: Vec::new() };
+    for (kind, bytes) in parts {
+        let (len, blake3) = (bytes.len() as u64, *blake3::hash(bytes).as_bytes());
+        let (kind, codec) = (Some(*kind), Codec::Stored);
+        header.sections.push(Section { kind, route: 0, codec, offset: 0, stored_len: len, raw_len: len, blake3 });
+    }
+    let mut file = header.encode();
+    parts.iter().for_each(|(_, bytes)| file.extend(bytes));
+    file
+}
+
+/// High-water mark of this process's memory, in bytes.
+fn high_water() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("/proc");
+    let line = status.lines().find(|line| line.starts_with("VmHWM")).expect("VmHWM");
+    line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("a number") << 10
+}
+
+#[test]
+fn who_reads_part_of_a_save_must_not_overwrite_another_part() {
+    let old: Vec<u8> = (0..8 * BLOCK).map(|i| (i * 7 + i / 4096) as u8).collect();
+    let mut new = old.clone();
+    new[..3 * BLOCK as usize].fill(9);
+    new.copy_within(0..1, 3 * BLOCK as usize);
+    new[3 * BLOCK as usize..4 * BLOCK as usize].copy_from_slice(&old[..BLOCK as usize]);
+    let mut touched = BlockSet::new();
+    touched.insert(extent(0, 4));
+    let folder = std::env::temp_dir();
+    let mut writer = DeltaWriter::new(&old, &new, &touched, &folder, fast);
+    let saved = vec![0..2 * BLOCK];
+    writer.add(&NewBatch { save: true, extents: vec![extent(2, 2)], saved, ..NewBatch::default() }).expect("save");
+    writer.add(&NewBatch { barrier: true, ..literal(0) }).expect("a literal");
+    writer.add(&literal(1)).expect("a literal");
+    let copy = Step { kind: StepKind::Copy, dst: 3 * BLOCK, len: BLOCK, src: 0 };
+    let both = NewBatch { barrier: true, extents: vec![extent(3, 1)], steps: vec![copy], ..NewBatch::default() };
+    let refused = writer.add(&both);
+    assert!(matches!(refused, Err(WriteError::Plan(DeltaError::Rule { rule: "R3", .. }))), "{refused:?}");
+}
+
+#[test]
+fn claims_of_huge_saves_cost_no_memory() {
+    let blocks = 1u64 << 32;
+    let mut table = BatchTable::default();
+    table.push(BatchKind::Save, false, &[extent(0, blocks)], &[0..blocks * BLOCK], (0, 0));
+    table.push(BatchKind::Zero, true, &[extent(0, 1)], &[], (0, 0));
+    let counts = Counts {
+        batches: 2,
+        extents: 2,
+        save_ranges: 1,
+        save_reads: 0,
+        barriers: 1,
+        scratch_blocks: blocks,
+        final_blocks: 1,
+    };
+    let image = unknown(1 << 50);
+    let (untouched_len, untouched) = (1 << 50, [0; 32]);
+    let route = Route { old: Some(image), untouched_len, untouched, counts, region_log: 0, regions: vec![] };
+    let limits = Limits { batch_bytes: 4096, source_bytes: 4096, batch_steps: 1, memory: 0 };
+    let file = assemble(image, limits, &[(Kind::Route, route.encode()), (Kind::Batches, table.encode())]);
+    let refused = Delta::open(Arc::new(file), 64 << 20).map(|delta| check_order(&delta));
+    assert!(!matches!(refused, Ok(Ok(_))), "accepted");
+    assert!(high_water() < 512 << 20, "{} bytes of memory", high_water());
+}
+
+#[test]
+fn claims_of_far_sources_cost_no_memory() {
+    let (batches, steps) = (50u64, 4096u64);
+    let new = vec![0u8; (batches * BLOCK) as usize];
+    let mut touched = BlockSet::new();
+    touched.insert(extent(0, batches));
+    let folder = std::env::temp_dir();
+    let mut writer = DeltaWriter::new(&new, &new, &touched, &folder, fast);
+    for block in 0..batches {
+        let far = |i| Step { kind: StepKind::Copy, dst: block * BLOCK + i, len: 1, src: (block * steps + i + 1) << 27 };
+        let steps = (0..steps).map(far).collect();
+        writer.add(&NewBatch { extents: vec![extent(block, 1)], steps, ..NewBatch::default() }).expect("a batch");
+    }
+    let (old, new) = (unknown(1 << 50), id(&new));
+    let identity = Identity { old, new, untouched: [0; 32], region_log: 0, regions: vec![] };
+    let mut out = Vec::new();
+    writer.finish(&identity, 19, &mut out).expect("a delta");
+    let before = high_water();
+    let delta = Delta::open(Arc::new(out), 64 << 20).expect("within the limit");
+    let announced = delta.memory();
+    check_order(&delta).expect("an order that keeps the rules");
+    assert!(high_water() - before < announced, "{} announced, {} taken", announced, high_water() - before);
+}
+
+/// A claimed length of 2^62 bytes must not be read, hashed or allocated.
+#[test]
+fn claimed_lengths_cost_no_time() {
+    let new = vec![7u8; BLOCK as usize];
+    let mut touched = BlockSet::new();
+    touched.insert(extent(0, 1));
+    let mut writer = DeltaWriter::new(&[], &new, &touched, Path::new("/tmp"), fast);
+    writer.add(&literal(0)).expect("a literal");
+    let (old, new) = (unknown(1 << 62), id(&new));
+    let identity = Identity { old, new, untouched: [1; 32], region_log: 0, regions: vec![] };
+    let mut out = Vec::new();
+    writer.finish(&identity, 3, &mut out).expect("a delta");
+    let delta = Delta::open(Arc::new(out), 64 << 20).expect("opens");
+    let order = check_order(&delta).expect("an order that keeps the rules");
+    let device = MemoryDevice::new(vec![0; BLOCK as usize], true);
+    let stop = AtomicBool::new(false);
+    // Ends at all: hashing 2^62 bytes would not.
+    survey(&device, &delta, &order, Verify::Full, &stop, &Silent).expect("a verdict");
+}
