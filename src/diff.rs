@@ -12,12 +12,11 @@ use crate::error::Error;
 use crate::image::Image;
 use crate::matcher::{self, Run};
 use crate::monitor::Monitor;
+use crate::output::{Output, folder_of};
 use crate::plan::{self, Recipe, volatile_blocks};
 use crate::units::{BLOCK, Extent, blocks_touched, merge_extents};
-use std::fs::Permissions;
 use std::io::{BufWriter, Write};
 use std::ops::Range;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -77,27 +76,19 @@ pub fn diff(
     check_output(output, [old_path, new_path])?;
     let old = View { bytes: old_image.bytes(), data: old_image.data() };
     let new = View { bytes: new_image.bytes(), data: new_image.data() };
-    let directory = match output.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let mut file = tempfile::Builder::new()
-        .prefix(".blkpatch-")
-        .permissions(Permissions::from_mode(0o666))
-        .tempfile_in(directory)
-        .map_err(Error::io("create a file in", directory))?;
+    let folder = folder_of(output);
+    let file = Output::create_in(folder).map_err(Error::io("create a file in", folder))?;
     let failed = |source: WriteError| match source {
         WriteError::Io(source) => Error::Io { doing: "write", path: output.to_owned(), source },
         WriteError::Plan(_) => Error::Write(source),
     };
-    let mut out = BufWriter::new(file.as_file_mut());
-    let comparison = diff_views(old, new, directory, options, monitor, &mut out).map_err(failed)?;
+    let mut out = BufWriter::new(file.file());
+    let comparison = diff_views(old, new, folder, options, monitor, &mut out).map_err(failed)?;
     out.flush().map_err(Error::io("write", output))?;
     drop(out);
     monitor.phase("checking the delta", 0);
-    let delta_len = check_delta(file.as_file()).map_err(|e| failed(WriteError::Plan(e)))?;
-    file.as_file().sync_all().map_err(Error::io("write", output))?;
-    file.persist(output).map_err(|e| Error::io("create", output)(e.error))?;
+    let delta_len = check_delta(file.file()).map_err(|e| failed(WriteError::Plan(e)))?;
+    file.finish(output).map_err(Error::io("create", output))?;
     let report = DiffReport {
         old: comparison.old,
         new: comparison.new,

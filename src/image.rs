@@ -22,13 +22,8 @@ impl Image {
     /// # Errors
     /// Where it cannot be read, or is neither.
     pub fn open(path: &Path) -> Result<Self, Error> {
+        let kind = storage_kind(path)?;
         let mut file = File::open(path).map_err(Error::io("open", path))?;
-        let kind = file.metadata().map_err(Error::io("read", path))?.file_type();
-        if !kind.is_file() && !kind.is_block_device() {
-            let why =
-                if kind.is_dir() { "is a directory, not an image" } else { "is neither a file nor a block device" };
-            return Err(Error::Unusable { path: path.to_owned(), why });
-        }
         let len = file.seek(SeekFrom::End(0)).map_err(Error::io("read", path))?;
         if len == 0 {
             return Ok(Self { map: None, data: Vec::new() });
@@ -50,6 +45,22 @@ impl Image {
     pub fn data(&self) -> &[Range<u64>] {
         &self.data
     }
+}
+
+/// What kind of thing a path is, if its content can be read at any place. Asked before it is opened: opening a pipe
+/// would wait for somebody to write into it.
+///
+/// # Errors
+/// Where there is nothing, or something else.
+pub(crate) fn storage_kind(path: &Path) -> Result<std::fs::FileType, Error> {
+    let kind = std::fs::metadata(path).map_err(Error::io("open", path))?.file_type();
+    let why = match () {
+        () if kind.is_file() || kind.is_block_device() => return Ok(kind),
+        () if kind.is_dir() => "is a directory, not a file or a block device",
+        () if kind.is_fifo() => "is a pipe, not a file or a block device",
+        () => "is neither a file nor a block device",
+    };
+    Err(Error::Unusable { path: path.to_owned(), why })
 }
 
 #[allow(unsafe_code)]

@@ -13,6 +13,7 @@ pub mod image;
 pub mod info;
 pub mod matcher;
 pub mod monitor;
+pub mod output;
 mod parallel;
 pub mod patch;
 pub mod plan;

@@ -22,7 +22,7 @@ fn main() -> ExitCode {
     match run(cli) {
         Ok(code) => ExitCode::from(code),
         Err(e) => {
-            eprintln!("blkpatch: {e}");
+            report::complain(&format!("blkpatch: {e}"));
             ExitCode::from(e.exit_code())
         }
     }

@@ -64,10 +64,8 @@ pub struct Opened {
 /// [`Error::Delta`], or a file that cannot be read.
 pub fn open_delta(path: &Path, memory_limit: u64) -> Result<Opened, Error> {
     let refused = |source| Error::Delta { path: path.to_owned(), source };
+    crate::image::storage_kind(path)?;
     let file = File::open(path).map_err(Error::io("open", path))?;
-    if file.metadata().map_err(Error::io("read", path))?.is_dir() {
-        return Err(Error::Unusable { path: path.to_owned(), why: "is a directory, not a delta" });
-    }
     let delta = Delta::open(Arc::new(file), memory_limit).map_err(refused)?;
     let order = check_order(&delta).map_err(refused)?;
     Ok(Opened { delta, order })

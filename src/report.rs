@@ -6,7 +6,19 @@ use blkpatch::monitor::Monitor;
 use blkpatch::patch::{PatchReport, describe};
 use blkpatch::target::State;
 use blkpatch::units::{BLOCK, human};
+use std::fmt::Write as _;
+use std::io::Write;
 use std::path::Path;
+
+/// Writes a line to standard error. That nobody listens is no reason to stop what is being done to a disk.
+pub fn complain(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// Writes data to standard output; a reader that has gone away has seen enough.
+fn print(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
 
 /// The terminal.
 #[derive(Debug)]
@@ -22,7 +34,7 @@ impl Terminal {
 
     fn say(&self, text: &str) {
         if !self.quiet {
-            eprintln!("{text}");
+            complain(text);
         }
     }
 }
@@ -98,7 +110,7 @@ pub fn state(terminal: &Terminal, target: &Path, state: &State) {
             ("neither", format!("{target}: {place}.\n{hint}"))
         }
     };
-    println!("{word}");
+    print(&format!("{word}\n"));
     terminal.say(&text);
 }
 
@@ -106,31 +118,41 @@ pub fn state(terminal: &Terminal, target: &Path, state: &State) {
 pub fn info(info: &Info, json: bool) {
     if json {
         match serde_json::to_string_pretty(info) {
-            Ok(text) => println!("{text}"),
-            Err(e) => eprintln!("blkpatch: cannot print JSON: {e}"),
+            Ok(text) => print(&format!("{text}\n")),
+            Err(e) => complain(&format!("blkpatch: cannot print JSON: {e}")),
         }
         return;
     }
-    let image = |name: &str, image: &ImageInfo| {
-        println!("{name}  {} bytes ({})", image.bytes, human(image.bytes));
-        println!("     CRC-32 {}", image.crc32);
-        println!("     BLAKE3 {}", image.blake3);
-    };
-    println!("delta, format version {}: {} bytes", info.format_version, info.delta_bytes);
+    let mut text = String::new();
+    // Writing to a string does not fail.
+    let _ = describe_info(info, &mut text);
+    print(&text);
+}
+
+fn describe_info(info: &Info, out: &mut String) -> std::fmt::Result {
+    writeln!(out, "delta, format version {}: {} bytes", info.format_version, info.delta_bytes)?;
     match &info.old {
-        Some(old) => image("old", old),
-        None => println!("old  unknown (made from a signature)"),
+        Some(old) => describe_image("old", old, out)?,
+        None => writeln!(out, "old  unknown (made from a signature)")?,
     }
-    image("new", &info.new);
-    println!("writes   {} blocks ({} bytes in all)", info.changed_blocks + info.scratch_blocks, info.written_bytes);
-    println!("         {} of them to scratch, in {} saves", info.scratch_blocks, info.saves);
-    println!("order    {} batches, {} barriers", info.batches, info.barriers);
-    println!("reads    {} bytes of sources", info.source_bytes);
-    println!("memory   {} at the most", human(info.memory_bytes));
+    describe_image("new", &info.new, out)?;
+    let blocks = info.changed_blocks + info.scratch_blocks;
+    writeln!(out, "writes   {blocks} blocks ({} bytes in all)", info.written_bytes)?;
+    writeln!(out, "         {} of them to scratch, in {} saves", info.scratch_blocks, info.saves)?;
+    writeln!(out, "order    {} batches, {} barriers", info.batches, info.barriers)?;
+    writeln!(out, "reads    {} bytes of sources", info.source_bytes)?;
+    writeln!(out, "memory   {} at the most", human(info.memory_bytes))?;
     for step in info.steps.iter().filter(|step| step.count > 0) {
-        println!("steps    {:8} {:>10} make {:>14} bytes", step.kind, step.count, step.bytes);
+        writeln!(out, "steps    {:8} {:>10} make {:>14} bytes", step.kind, step.count, step.bytes)?;
     }
     for s in &info.sections {
-        println!("section  {:16} {:>12} bytes, {:>12} raw", s.name, s.stored_bytes, s.raw_bytes);
+        writeln!(out, "section  {:16} {:>12} bytes, {:>12} raw", s.name, s.stored_bytes, s.raw_bytes)?;
     }
+    Ok(())
+}
+
+fn describe_image(name: &str, image: &ImageInfo, out: &mut String) -> std::fmt::Result {
+    writeln!(out, "{name}  {} bytes ({})", image.bytes, human(image.bytes))?;
+    writeln!(out, "     CRC-32 {}", image.crc32)?;
+    writeln!(out, "     BLAKE3 {}", image.blake3)
 }

@@ -241,7 +241,6 @@ fn diff_killed_leaves_no_delta_or_a_whole_one() {
 }
 
 #[test]
-#[ignore = "known bug: SIGINT or SIGTERM leaves .blkpatch-XXXXXX beside the output"]
 fn diff_stopped_by_a_signal_leaves_nothing_behind() {
     let (old, new) = busy_pair(scaled(4 * MIB, 64 * MIB));
     let scene = Scene::with_delta(&old, &new);

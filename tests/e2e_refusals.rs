@@ -376,7 +376,6 @@ fn a_mounted_device() {
 }
 
 #[test]
-#[ignore = "known bug: a write-protected device ends in exit code 3 at the first write"]
 fn a_device_that_is_write_protected() {
     if !loops("a write-protected device") {
         return;
@@ -435,7 +434,6 @@ fn images_that_cannot_be_read() {
 }
 
 #[test]
-#[ignore = "known bug: a FIFO as delta or image is opened, which waits for a writer"]
 fn a_pipe_is_refused_and_not_waited_for() {
     let scene = small_scene();
     tool("mkfifo", &[&scene.path("pipe")]);

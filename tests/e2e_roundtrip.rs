@@ -280,7 +280,6 @@ fn cycles_with_no_scratch_but_zeros() {
 }
 
 #[test]
-#[ignore = "known bug: verify calls a file new that patch would still cut"]
 fn files_to_be_cut_are_not_called_new() {
     // The new image is the start of the old one. A device holds both at once; a file has a length, and is yet to be cut.
     let old = random(21, 10 * BLOCK);

@@ -313,7 +313,6 @@ fn info_is_consistent_and_tells_what_patch_then_does() {
 }
 
 #[test]
-#[ignore = "known bug: println! panics where standard output is closed"]
 fn info_into_a_pipe_that_closes_early_does_not_panic() {
     use std::io::Read;
     let scene = chain_scene();
@@ -328,7 +327,6 @@ fn info_into_a_pipe_that_closes_early_does_not_panic() {
 }
 
 #[test]
-#[ignore = "known bug: eprintln! panics where standard error is closed: exit code 101"]
 fn patch_with_nobody_reading_its_messages_still_patches() {
     let scene = chain_scene();
     let (delta, target) = (scene.path("delta"), scene.path("target"));

@@ -111,6 +111,10 @@ fn open(path: &Path, access: Access, flags: OFlags) -> Result<File, OpenError> {
 
 fn open_block(path: &Path, access: Access, rdev: u64) -> Result<Box<dyn Device>, OpenError> {
     let io_error = |source| OpenError::Io { path: path.to_owned(), source };
+    // The kernel lets a write-protected device be opened for writing, and fails the first write.
+    if access == Access::Write && sysfs(rdev, "ro").as_deref() == Some("1") {
+        return Err(OpenError::ReadOnly { path: path.to_owned() });
+    }
     let flags = if access == Access::Write { OFlags::DIRECT | OFlags::EXCL } else { OFlags::DIRECT };
     let mut file = open(path, access, flags)?;
     lock(&file, path, access)?;
@@ -137,7 +141,12 @@ fn lock(file: &File, path: &Path, access: Access) -> Result<(), OpenError> {
 
 /// Where a partition starts on its disk, in bytes, as sysfs tells it.
 fn partition_start(rdev: u64) -> Option<u64> {
+    sysfs(rdev, "start")?.parse::<u64>().ok()?.checked_mul(512)
+}
+
+/// An attribute of a block device, where sysfs is mounted.
+fn sysfs(rdev: u64, attribute: &str) -> Option<String> {
     let (major, minor) = (rustix::fs::major(rdev), rustix::fs::minor(rdev));
-    let text = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/start")).ok()?;
-    text.trim().parse::<u64>().ok()?.checked_mul(512)
+    let text = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/{attribute}")).ok()?;
+    Some(text.trim().to_owned())
 }

@@ -87,7 +87,17 @@ pub fn run(args: &[&dyn AsRef<OsStr>]) -> Out {
 #[track_caller]
 pub fn run_command(mut command: Command) -> Out {
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    let child = command.spawn().unwrap_or_else(|e| panic!("cannot run {command:?}: {e}"));
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let child = loop {
+        match command.spawn() {
+            Ok(child) => break child,
+            // A program just copied: another test's child, not yet replaced by its program, still holds it open.
+            Err(e) if e.kind() == std::io::ErrorKind::ExecutableFileBusy && Instant::now() < deadline => {
+                sleep(Duration::from_millis(5));
+            }
+            Err(e) => panic!("cannot run {command:?}: {e}"),
+        }
+    };
     finish(child, &format!("{command:?}"))
 }
 
