@@ -159,7 +159,7 @@ fn stopped_by_a_signal_says_so_and_is_finished_by_the_next_run() {
         let device = Loop::attach(&scene.write("backing", &old));
         let mut child = start_patch(&delta, device.path());
         kill_when(&mut child, || device.bytes_written() >= share);
-        signal(&child, name);
+        signal(&mut child, name);
         let said = finish(child, "patch");
         assert!(said.code == 0 || said.code == 3, "SIG{name}: {said:?}");
         if said.code == 3 {
@@ -193,7 +193,7 @@ fn stopped_before_the_first_write_leaves_the_target_untouched_and_says_so() {
         fds.into_iter().any(|fd| fs::read_link(fd.path()).is_ok_and(|path| path == target))
     });
     sleep(Duration::from_millis(20));
-    signal(&child, "INT");
+    signal(&mut child, "INT");
     let said = finish(child, "patch");
     let mut start = [0; 3];
     std::os::unix::fs::FileExt::read_exact_at(&fs::File::open(&target).unwrap(), &mut start, 0).unwrap();
@@ -245,12 +245,21 @@ fn diff_stopped_by_a_signal_leaves_nothing_behind() {
     let (old, new) = busy_pair(scaled(4 * MIB, 64 * MIB));
     let scene = Scene::with_delta(&old, &new);
     let (a, b) = (scene.path("old"), scene.path("new"));
-    for name in ["INT", "TERM"] {
+    let begun = Instant::now();
+    run(&[&"diff", &a, &b, &"-o", &scene.path("out")]).code(0);
+    let whole = begun.elapsed();
+    // At several moments; and where a file shows beside the others, as soon as it does.
+    for (i, name) in ["INT", "TERM", "INT", "TERM", "INT", "HUP"].into_iter().enumerate() {
+        let _ = fs::remove_file(scene.path("out"));
+        let begun = Instant::now();
         let mut child = start(&[&"diff", &a, &b, &"-o", &scene.path("out")]);
-        // As soon as there is a file beside the others, if there ever is one.
-        kill_when(&mut child, || scene.names().len() > 3);
-        signal(&child, name);
-        finish(child, "diff");
+        kill_when(&mut child, || scene.names().len() > 3 || begun.elapsed() > whole * i as u32 / 5);
+        signal(&mut child, name);
+        let said = finish(child, "diff");
+        // It may have been done but for its last words.
+        if said.code == 0 || scene.path("out").exists() {
+            assert_same(&scene.read("out"), &scene.read("delta"), "the delta of a run that was stopped");
+        }
         let _ = fs::remove_file(scene.path("out"));
         assert_eq!(scene.names(), ["delta", "new", "old"], "left behind after SIG{name}");
     }

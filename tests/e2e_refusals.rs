@@ -149,7 +149,7 @@ fn something_that_is_no_delta() {
     refused(&scene.write("noise", &random(33, 5000)), &target, text);
     refused(&scene.write("text", "just text, nothing else\n".repeat(30).as_bytes()), &target, text);
     refused(&target.clone(), &target, text);
-    refused(&"/dev/zero", &target, text);
+    refused(&"/dev/zero", &target, "neither a file nor a block device");
     // The magic, and nothing that makes sense behind it.
     let mut magic = scene.read("delta")[..8].to_vec();
     magic.extend(random(34, 5000));

@@ -2,7 +2,8 @@
 //!
 //! Windows start at every `grid` bytes of the old data. An entry is 32 bits: the number of the window and, above it,
 //! as many bits of the window's hash as are left, which spare nearly all vain looks at the old image (each a cache
-//! miss). Entries lie in buckets of eight, half a cache line, so that a lookup costs one miss.
+//! miss). Entries lie in buckets of eight, half a cache line. A filter, 64 bits for each bucket, is asked first: it answers
+//! nine of ten vain lookups, and is small enough to stay near the processor, which the table is not.
 //! A window that repeats is kept a few times; later ones are dropped, as is what finds its bucket full.
 
 use std::ops::Range;
@@ -13,7 +14,7 @@ use super::images::Images;
 /// Bytes that are looked up at once.
 pub(super) const WINDOW: usize = 32;
 /// Windows looked up in one go, so that the cache misses overlap.
-pub(super) const BATCH: usize = 16;
+pub(super) const BATCH: usize = 32;
 /// Entries with the same tag in one bucket: nearly always the same content.
 const REPEATS: usize = 4;
 /// Windows gathered before they are put into the table: bounds the temporary memory.
@@ -25,11 +26,13 @@ const PARTS: usize = 256;
 #[repr(C, align(32))]
 struct Bucket([u32; 8]);
 
-/// Bytes of table for each window: at 1.5 slots of 4 bytes, 2 % of the windows find their bucket full.
-const BYTES_PER_WINDOW: u64 = 6;
+/// Slots for two windows: 2 % of the windows find their bucket full.
+const SLOTS_FOR_TWO: usize = 3;
 
 pub(super) struct Index {
     buckets: Vec<Bucket>,
+    /// For each bucket, a bit for each of its entries, chosen by six bits of the hash.
+    filter: Vec<u32>,
     windows: Windows,
     id_bits: u32,
 }
@@ -91,36 +94,48 @@ impl Windows {
     }
 }
 
-/// What one thread gathers in one round: for each part of the table, bucket within the part and entry.
+/// What one thread gathers in one round: for each part of the table, bucket within the part (with the filter's bit above
+/// it) and entry.
 type Gathered = Vec<Vec<(u32, u32)>>;
+/// A part of the table, and of the filter.
+type Part<'a> = (&'a mut [Bucket], &'a mut [u32]);
+/// A part of 256 has fewer than 2^26 buckets, as there are fewer than 2^31 slots.
+const PLACE_BITS: u32 = 26;
 
 impl Index {
     /// Indexes the old data at every `finest` bytes, or more coarsely where `memory` bytes would not do.
     pub(super) fn build(images: &Images, finest: usize, memory: u64, threads: usize) -> Self {
         let mut grid = finest.max(1);
         let mut windows = Windows::new(&images.data, grid);
-        while windows.count > 1 << 30 || windows.count as u64 * BYTES_PER_WINDOW > memory {
-            let before = windows.count;
-            grid += grid.div_ceil(8).next_multiple_of(grid.min(8));
-            windows = Windows::new(&images.data, grid);
-            if windows.count == before && grid > images.old.len() {
+        while windows.count > 1 << 30 || table_bytes(windows.count) > memory {
+            if windows.count <= windows.ranges.len() {
+                // One window for each data range, and still too many: do without.
+                windows = Windows::new(&[], grid);
                 break;
             }
+            grid += grid.div_ceil(8).next_multiple_of(grid.min(8));
+            windows = Windows::new(&images.data, grid);
         }
-        let bytes = usize::try_from(windows.count as u64 * BYTES_PER_WINDOW).unwrap_or(0);
-        let buckets = vec![Bucket::default(); bytes / size_of::<Bucket>() + 1];
+        let total = buckets_for(windows.count);
+        let (buckets, filter) = (vec![Bucket::default(); total], vec![0; total]);
         let id_bits = usize::BITS - windows.count.leading_zeros();
-        let mut index = Self { buckets, windows, id_bits };
+        let mut index = Self { buckets, filter, windows, id_bits };
         index.fill(images, threads.max(1));
         index
+    }
+
+    /// Bytes from one window of the old data to the next.
+    pub(super) fn grid(&self) -> usize {
+        self.windows.grid
     }
 
     /// Puts all windows into the table, in their order whatever the number of threads.
     fn fill(&mut self, images: &Images, threads: usize) {
         let mut buckets = std::mem::take(&mut self.buckets);
+        let mut filter = std::mem::take(&mut self.filter);
         let total = buckets.len();
         let size = total.div_ceil(PARTS);
-        let mut parts: Vec<&mut [Bucket]> = buckets.chunks_mut(size).collect();
+        let mut parts: Vec<Part> = buckets.chunks_mut(size).zip(filter.chunks_mut(size)).collect();
         let mut gathered: Vec<Gathered> = (0..threads).map(|_| vec![Vec::new(); parts.len()]).collect();
         for round in (0..self.windows.count).step_by(ROUND) {
             let ids = round..(round + ROUND).min(self.windows.count);
@@ -147,7 +162,7 @@ impl Index {
                 }
             });
         }
-        self.buckets = buckets;
+        (self.buckets, self.filter) = (buckets, filter);
     }
 
     /// Hashes the windows `ids` and sorts them by part of a table of `total` buckets, `size` in each part.
@@ -157,19 +172,22 @@ impl Index {
             let window = images.old.get(offset..).and_then(|bytes| bytes.first_chunk());
             let Some(hash) = window.and_then(hash) else { return };
             let bucket = bucket_of(hash, total);
-            gathered[bucket / size].push(((bucket % size) as u32, self.tag(hash) | (id as u32 + 1)));
+            let place = (bucket % size) as u32 | filter_bit(hash) << PLACE_BITS;
+            gathered[bucket / size].push((place, self.tag(hash) | (id as u32 + 1)));
         });
     }
 
-    fn insert(&self, part: &mut [Bucket], entries: &[(u32, u32)]) {
-        for &(bucket, entry) in entries {
-            let slots = &mut part[bucket as usize].0;
+    fn insert(&self, (buckets, filter): &mut Part, entries: &[(u32, u32)]) {
+        for &(place, entry) in entries {
+            let bucket = (place & ((1 << PLACE_BITS) - 1)) as usize;
+            let slots = &mut buckets[bucket].0;
             let same = slots.iter().filter(|&&slot| slot != 0 && (slot ^ entry) >> self.id_bits == 0).count();
             if same >= REPEATS {
                 continue;
             }
             if let Some(free) = slots.iter_mut().find(|slot| **slot == 0) {
                 *free = entry;
+                filter[bucket] |= 1 << (place >> PLACE_BITS);
             }
         }
     }
@@ -182,23 +200,26 @@ impl Index {
     /// Looks up the windows of `new` that start in `starts` (at most `BATCH`); adds to `found`, for each that may occur
     /// in the old image, its new offset and an old offset. Hashes collide: the caller must compare.
     pub(super) fn find(&self, new: &[u8], starts: Range<usize>, found: &mut Vec<(usize, usize)>) {
-        let mut hashes = [(0, 0); BATCH];
+        let mut hashes = [(0, 0, 0); BATCH];
         let mut count = 0;
         for at in starts.take(BATCH) {
             let Some(window) = new.get(at..).and_then(|bytes| bytes.first_chunk()) else { break };
             if let Some(hash) = hash(window) {
-                hashes[count] = (at, hash);
+                hashes[count] = (at, hash, bucket_of(hash, self.buckets.len()));
                 count += 1;
             }
         }
-        // Two passes, for no load of the second waits for another: the misses overlap.
-        for &(at, hash) in &hashes[..count] {
-            let slots = self.buckets[bucket_of(hash, self.buckets.len())].0;
-            let tag = self.tag(hash);
-            if !slots.iter().any(|slot| (slot ^ tag) >> self.id_bits == 0) {
+        // Separate passes without branches, for then the processor has many cache misses under way at once.
+        let mut words = [0u32; BATCH];
+        for (word, &(_, _, bucket)) in words.iter_mut().zip(&hashes[..count]) {
+            *word = self.filter[bucket];
+        }
+        for (word, &(at, hash, bucket)) in words.iter().zip(&hashes[..count]) {
+            if word >> filter_bit(hash) & 1 == 0 {
                 continue;
             }
-            for slot in slots.into_iter().filter(|&slot| (slot ^ tag) >> self.id_bits == 0) {
+            let tag = self.tag(hash);
+            for slot in self.buckets[bucket].0.into_iter().filter(|&slot| (slot ^ tag) >> self.id_bits == 0) {
                 let id = (slot & ((1 << self.id_bits) - 1)) as usize;
                 if let Some(src) = id.checked_sub(1).and_then(|id| self.windows.offset(id)) {
                     found.push((at, src));
@@ -206,6 +227,21 @@ impl Index {
             }
         }
     }
+}
+
+/// Buckets for `windows`.
+fn buckets_for(windows: usize) -> usize {
+    (windows * SLOTS_FOR_TWO).div_ceil(16) + 1
+}
+
+/// Bytes that the table for `windows` takes, filter included.
+fn table_bytes(windows: usize) -> u64 {
+    buckets_for(windows) as u64 * (size_of::<Bucket>() + size_of::<u32>()) as u64
+}
+
+/// The bit of a bucket's filter word for `hash`: bits that neither bucket nor, mostly, tag come from.
+fn filter_bit(hash: u64) -> u32 {
+    (hash & 31) as u32
 }
 
 /// The bucket for `hash` in a table of `total`: its upper half, scaled.

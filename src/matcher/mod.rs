@@ -12,6 +12,7 @@ use std::thread;
 mod bytes;
 mod images;
 mod index;
+mod near;
 mod scan;
 mod settle;
 #[cfg(test)]
@@ -91,15 +92,49 @@ pub fn find_runs(
         return Vec::new();
     }
     let images = Images::new(old, old_data, new);
-    let index = Index::build(&images, 8, options.memory, options.threads);
+    let effort = Effort::of(options.level);
+    let index = Index::build(&images, effort.grid(&images, &changed), options.memory, options.threads);
     let segments = segments(&changed);
+    let work = |segment: &Vec<Range<usize>>| segment_runs(&images, &index, segment, effort.finer);
     let mut runs: Vec<Run> = Vec::new();
-    for part in in_parallel(&segments, options.threads, |segment| segment_runs(&images, &index, segment)) {
+    for part in in_parallel(&segments, options.threads, work) {
         for run in part {
             push(&mut runs, run);
         }
     }
     runs
+}
+
+/// What a level stands for.
+#[derive(Clone, Copy)]
+struct Effort {
+    /// Bytes from one indexed window of the old data to the next.
+    grid: usize,
+    /// Whether gaps are searched once more, finely.
+    finer: bool,
+}
+
+impl Effort {
+    fn of(level: u32) -> Self {
+        let (grid, finer) = match level {
+            0 | 1 => (128, false),
+            2 => (64, false),
+            3 => (32, false),
+            4 => (48, true),
+            5 => (32, true),
+            6 => (16, true),
+            7 => (12, true),
+            _ => (8, true),
+        };
+        Self { grid, finer }
+    }
+
+    /// The grid for these images: coarser where little changed, for the index must not cost more than it can bring.
+    fn grid(self, images: &Images, changed: &[Range<usize>]) -> usize {
+        let sum = |ranges: &[Range<usize>]| ranges.iter().map(Range::len).sum::<usize>();
+        let windows = sum(changed).saturating_mul(2).saturating_add(1 << 20);
+        self.grid.max(sum(&images.data) / windows).next_multiple_of(4)
+    }
 }
 
 /// Cuts `changed` after every `SEGMENT` bytes.
@@ -148,7 +183,7 @@ fn in_parallel<I: Sync, R: Send>(items: &[I], threads: usize, work: impl Fn(&I) 
     results.into_iter().map(|(_, result)| result).collect()
 }
 
-fn segment_runs(images: &Images, index: &Index, segment: &[Range<usize>]) -> Vec<Run> {
+fn segment_runs(images: &Images, index: &Index, segment: &[Range<usize>], finer: bool) -> Vec<Run> {
     let mut runs = Vec::new();
     let mut carried = 0;
     for range in segment {
@@ -159,7 +194,7 @@ fn segment_runs(images: &Images, index: &Index, segment: &[Range<usize>]) -> Vec
             }
             let anchors = scan::scan(images, index, piece.clone(), &[carried, 0]);
             carried = anchors.last().map_or(carried, |last| last.line.shift);
-            for span in settle::settle(images, piece, &anchors) {
+            for span in settle::settle(images, piece, &anchors, finer) {
                 span_runs(images, &span, &mut runs);
             }
         }

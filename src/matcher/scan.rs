@@ -20,12 +20,16 @@ pub(super) struct Anchor {
 
 /// Bytes by which another displacement must be better: bsdiff's.
 const GAIN: usize = 8;
+/// Wrong bytes in the next two windows up to which the present line counts as good.
+const GOOD: usize = 16;
+/// Wrong places of a good line from one look for a better one to the next.
+const PATIENCE: usize = 4;
 /// How far a candidate is compared, in bytes each way: enough to tell which is better.
 const REACH: usize = 4096;
 /// Windows before a differing byte that are looked up; they contain it.
 const BEFORE: usize = 24;
 /// Equal bytes along the same displacement that make a new anchor.
-const STRETCH: usize = 12;
+const STRETCH: usize = 16;
 /// Different bytes that an anchor bridges.
 const BRIDGE: usize = 8;
 
@@ -38,13 +42,15 @@ pub(super) struct Scan<'a> {
     /// Windows before this one have been looked up.
     looked: usize,
     found: Vec<(usize, usize)>,
+    /// Wrong bytes since the last look while the present line was good.
+    wrong: usize,
 }
 
-/// The anchors of `piece`, in order; starts and ends ascend, though neighbours may overlap. `lines` are shifts to try
-/// first.
+/// The anchors of `piece`, in order; starts and ends ascend, though neighbours may overlap. `shifts` are displacements to
+/// try first.
 pub(super) fn scan(images: &Images, index: &Index, piece: Range<usize>, shifts: &[usize]) -> Vec<Anchor> {
     let looked = piece.start;
-    let mut scan = Scan { images, index, piece, line: None, anchors: Vec::new(), looked, found: Vec::new() };
+    let mut scan = Scan { images, index, piece, line: None, anchors: Vec::new(), looked, found: Vec::new(), wrong: 0 };
     scan.line = scan.first_line(shifts);
     scan.run();
     scan.anchors
@@ -97,10 +103,11 @@ impl Scan<'_> {
         if self.looked > at {
             return None;
         }
-        let mut from = self.looked.max(at.saturating_sub(BEFORE));
+        let (start, end) = self.where_to_look(at)?;
+        let mut from = self.looked.max(start);
         let mut best: Option<(usize, Anchor)> = None;
-        while from < at + BATCH && best.is_none() {
-            let to = (from + BATCH).min(at + BATCH);
+        while from < end && best.is_none() {
+            let to = (from + BATCH).min(end);
             self.looked = to;
             let mut found = std::mem::take(&mut self.found);
             self.index.find(&self.new_bytes()[..self.piece.end], from..to, &mut found);
@@ -111,6 +118,22 @@ impl Scan<'_> {
             from = to;
         }
         best.map(|(_, anchor)| anchor)
+    }
+
+    /// The windows to look up at `at`, where the present line gives a wrong byte. While it gives few wrong bytes, another
+    /// one can be better only over a long stretch, and so is found just as well a little later: no need to look each time.
+    fn where_to_look(&mut self, at: usize) -> Option<(usize, usize)> {
+        let ahead = at..(at + 2 * WINDOW).min(self.piece.end);
+        let good = self.line.is_some_and(|line| ahead.len() - self.images.equal_in(&line, ahead.clone()) <= GOOD);
+        if !good {
+            return Some((at.saturating_sub(BEFORE), at + BATCH));
+        }
+        self.wrong += 1;
+        if self.wrong < PATIENCE {
+            return None;
+        }
+        self.wrong = 0;
+        Some((at.saturating_sub(self.index.grid() - 1), at + 1))
     }
 
     fn new_bytes(&self) -> &[u8] {

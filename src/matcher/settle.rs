@@ -1,12 +1,13 @@
 //! The second pass: who gives each byte between and around anchors.
 //!
-//! Between two anchors every byte is taken along the line before, along the line behind, or literally, whichever makes
-//! the delta smallest by the estimate below: a shortest path (Viterbi) over the bytes, which replaces bsdiff's forward
-//! and backward extension and its overlap rule.
+//! Between two anchors every byte is taken along the line before, along the line behind, along one of those that a
+//! finer search finds ([`near`](super::near)), or literally, whichever makes the delta smallest by the estimate below:
+//! a shortest path (Viterbi) over the bytes, which replaces bsdiff's forward and backward extension and its overlap rule.
 
 use std::ops::Range;
 
 use super::images::{Images, Line};
+use super::near::{Candidate, Near};
 use super::scan::Anchor;
 
 /// A stretch of new data and the line it is taken along; `None`: literally.
@@ -17,9 +18,14 @@ pub(super) struct Span {
     pub line: Option<Line>,
 }
 
-// Estimated cost in 1/64 byte of the compressed delta.
-/// A literal byte.
-const LITERAL: u32 = 40;
+// Estimated cost in 1/64 byte of the compressed delta: found by trying on two kinds of images; the optimum is flat.
+/// A literal byte, by how even the distribution of bytes around it is: 1 for noise, and compressed data hardly
+/// above it; programs and text 5 to 20. Each limit is in quarters.
+const LITERAL: [(usize, u32); 3] = [(6, 60), (12, 50), (20, 40)];
+/// A literal byte among bytes more uneven than that.
+const LITERAL_ELSE: u32 = 32;
+/// Bytes before and behind a gap that are counted with it.
+const AROUND: usize = 2048;
 /// A byte taken over unchanged.
 const EQUAL: u32 = 1;
 /// A changed byte taken over with its difference.
@@ -27,16 +33,30 @@ const DIFFERENT: u32 = 56;
 /// The first of several changed bytes: the run lengths around it.
 const RUN: u32 = 48;
 /// Another operation, from elsewhere.
-const TURN: u32 = 300;
+const TURN: u32 = 200;
 /// A literal operation in between.
-const BREAK: u32 = 120;
+const BREAK: u32 = 80;
+
+/// What a candidate of the finer search must be worth, in equal bytes: less where literals hardly compress.
+const WORTH: usize = 14;
+const WORTH_IN_NOISE: usize = 10;
 
 /// Bytes of a gap, at either end, that are decided one by one; between them all is literal.
 const REACH: usize = 32 << 10;
 
 /// Cuts `piece` into spans by its `anchors`.
-pub(super) fn settle(images: &Images, piece: Range<usize>, anchors: &[Anchor]) -> Vec<Span> {
-    let mut settle = Settle { images, spans: Vec::new(), choices: Vec::new() };
+pub(super) fn settle(images: &Images, piece: Range<usize>, anchors: &[Anchor], finer: bool) -> Vec<Span> {
+    let mut settle = Settle {
+        images,
+        finer,
+        piece: piece.clone(),
+        spans: Vec::new(),
+        near: Near::default(),
+        literal: LITERAL_ELSE,
+        states: Vec::new(),
+        best: Vec::new(),
+        entered: Vec::new(),
+    };
     let mut done = piece.start;
     let mut before: Option<&Anchor> = None;
     for anchor in anchors {
@@ -57,24 +77,42 @@ pub(super) fn settle(images: &Images, piece: Range<usize>, anchors: &[Anchor]) -
 
 struct Settle<'a> {
     images: &'a Images<'a>,
+    /// Whether to search gaps.
+    finer: bool,
+    piece: Range<usize>,
     spans: Vec<Span>,
-    /// For each byte and state of the gap at hand, the state before it.
-    choices: Vec<[u8; 3]>,
+    near: Near,
+    /// The cost of a literal byte in the gap at hand.
+    literal: u32,
+    states: Vec<State>,
+    /// For each byte of the gap at hand the best state before it, and a bit for each state that was entered from there.
+    best: Vec<u8>,
+    entered: Vec<u64>,
 }
+
+/// A way of giving bytes of a gap.
+struct State {
+    /// `None`: literally.
+    line: Option<Line>,
+    /// Where it may be used.
+    range: Range<usize>,
+    cost: u32,
+    /// Whether the last byte differed.
+    different: bool,
+}
+
+/// More than any way costs.
+const NEVER: u32 = 1 << 24;
 
 impl Settle<'_> {
     fn push(&mut self, range: Range<usize>, line: Option<Line>) {
         if range.is_empty() {
             return;
         }
-        if let Some(last) = self.spans.last_mut()
-            && last.end == range.start
-            && last.line == line
-        {
-            last.end = range.end;
-            return;
+        match self.spans.last_mut() {
+            Some(last) if last.end == range.start && last.line == line => last.end = range.end,
+            _ => self.spans.push(Span { start: range.start, end: range.end, line }),
         }
-        self.spans.push(Span { start: range.start, end: range.end, line });
     }
 
     /// Decides a gap, near its ends byte by byte.
@@ -88,66 +126,97 @@ impl Settle<'_> {
         self.path(tail..gap.end, None, behind);
     }
 
-    /// Finds the cheapest way through `gap`: states are 0, literal; 1, along `before`; 2, along `behind`.
+    /// Finds the cheapest way through `gap`, from `before` to `behind`, either of which may be literal.
     fn path(&mut self, gap: Range<usize>, before: Option<Line>, behind: Option<Line>) {
-        let lines = [None, before, behind.filter(|line| before != Some(*line))];
-        let first = usize::from(before.is_some());
-        let last = match behind {
-            Some(line) if before == Some(line) => 1,
-            Some(_) => 2,
-            None => 0,
-        };
         if gap.is_empty() {
             return;
         }
-        let mut cost = [TURN; 3];
-        cost[0] = BREAK;
-        cost[first] = 0;
-        self.choices.clear();
-        let mut different = [false; 3];
-        for at in gap.clone() {
-            let best = (0..3).min_by_key(|&state| cost[state]).unwrap_or(0);
-            let mut choice = [0, 1, 2];
-            for state in 0..3 {
-                let change = cost[best] + if state == 0 { BREAK } else { TURN };
-                if change < cost[state] {
-                    cost[state] = change;
-                    choice[state] = best as u8;
-                }
-                cost[state] += match lines[state] {
-                    None if state == 0 => LITERAL,
-                    Some(line) if line.covers(at) => {
-                        let equal = self.images.new[at] == self.images.old[at.wrapping_add(line.shift)];
-                        let start = !equal && !different[state];
-                        different[state] = !equal;
-                        if equal { EQUAL } else { DIFFERENT + if start { RUN } else { 0 } }
-                    }
-                    _ => u32::MAX / 4,
-                };
+        self.literal = self.literal_cost(&gap);
+        let worth = if self.literal == LITERAL_ELSE { WORTH } else { WORTH_IN_NOISE };
+        let candidates =
+            if self.finer { self.near.search(self.images, &gap, before, behind, worth) } else { Vec::new() };
+        self.set_states(&gap, before, behind, &candidates);
+        let count = self.states.len();
+        let words = count.div_ceil(64);
+        self.best.clear();
+        self.entered.clear();
+        self.entered.resize(gap.len() * words, 0);
+        let mut active: Vec<usize> = Vec::with_capacity(count);
+        let mut changes_at = gap.start;
+        for (at, entered) in gap.clone().zip(self.entered.chunks_exact_mut(words)) {
+            let fresh = at == changes_at;
+            if fresh {
+                changes_at = activate(&self.states, at, &mut active);
             }
-            // Costs are relative: taking the smallest off keeps them small however long the gap.
-            let least = cost[0].min(cost[1]).min(cost[2]);
-            for cost in &mut cost {
-                *cost = (*cost - least).min(1 << 20);
+            let best =
+                if fresh { cheapest(&self.states, 0..count) } else { cheapest(&self.states, active.iter().copied()) };
+            self.best.push(best as u8);
+            step(self.images, self.literal, &mut self.states, &active, at, best, entered);
+            if fresh {
+                // A state that ended with the byte before could be left from in this step, but not later.
+                let ended = |state: &&mut State| !state.range.contains(&at);
+                self.states.iter_mut().filter(ended).for_each(|state| state.cost = NEVER);
             }
-            self.choices.push(choice);
         }
         // Behind the gap is the next anchor; if there is none, any state may end it.
-        for (state, cost) in cost.iter_mut().enumerate() {
-            *cost += if behind.is_none() || state == last { 0 } else { TURN };
-        }
-        let state = (0..3).min_by_key(|&state| cost[state]).unwrap_or(0);
-        self.trace(gap, &lines, state);
+        let end = self.states.iter().position(|state| state.line == behind).unwrap_or(0);
+        let cost = |number: usize| {
+            let state = &self.states[number];
+            let turn = if behind.is_none() || number == end { 0 } else { TURN };
+            if state.range.end < gap.end { NEVER } else { state.cost + turn }
+        };
+        let last = (0..count).min_by_key(|&number| cost(number)).unwrap_or(0);
+        self.trace(gap, last);
     }
 
-    /// Goes the path back from `state` at the end of `gap` and adds its spans.
-    fn trace(&mut self, gap: Range<usize>, lines: &[Option<Line>; 3], mut state: usize) {
-        let mut spans = Vec::new();
-        let mut end = gap.end;
+    /// What a literal byte in `gap` costs: the sum of the squared shares of the 256 byte values says.
+    fn literal_cost(&self, gap: &Range<usize>) -> u32 {
+        let (start, end) = (gap.start.saturating_sub(AROUND), gap.end.saturating_add(AROUND));
+        let sample = &self.images.new[start.max(self.piece.start)..end.min(self.piece.end)];
+        let mut counts = [0_u64; 256];
+        sample.iter().for_each(|&byte| counts[usize::from(byte)] += 1);
+        let squares: u64 = counts.iter().map(|count| count * count).sum();
+        let total = sample.len() as u64;
+        let even = |limit: usize| squares * 1024 <= total * total * limit as u64;
+        LITERAL.iter().find(|(limit, _)| even(*limit)).map_or(LITERAL_ELSE, |(_, cost)| *cost)
+    }
+
+    /// The states for `gap`: 0 is literal, then come the neighbours' lines and the candidates'.
+    fn set_states(&mut self, gap: &Range<usize>, before: Option<Line>, behind: Option<Line>, more: &[Candidate]) {
+        let state = |line: Option<Line>, range: &Range<usize>| {
+            let covered = line.map_or(gap.clone(), |line| range.start.max(line.lo)..range.end.min(line.hi));
+            State { line, range: covered, cost: NEVER, different: false }
+        };
+        self.states.clear();
+        self.states.push(state(None, gap));
+        for line in before.into_iter().chain(behind.filter(|line| before != Some(*line))) {
+            self.states.push(state(Some(line), gap));
+        }
+        let neighbours = [before, behind];
+        let more = more.iter().filter(|candidate| !neighbours.contains(&Some(candidate.line)));
+        self.states.extend(more.map(|candidate| state(Some(candidate.line), &candidate.range)));
+        // The first byte may go on along `before`, or cost a turn.
+        for (number, state) in self.states.iter_mut().enumerate() {
+            state.cost = if state.line == before {
+                0
+            } else if number == 0 {
+                BREAK
+            } else {
+                NEVER
+            };
+        }
+    }
+
+    /// Goes the path back from state `last` at the end of `gap` and adds its spans.
+    fn trace(&mut self, gap: Range<usize>, last: usize) {
+        let words = self.states.len().div_ceil(64);
+        let (mut spans, mut state, mut end) = (Vec::new(), last, gap.end);
         for at in gap.clone().rev() {
-            let before = usize::from(self.choices[at - gap.start][state]);
+            let row = at - gap.start;
+            let entered = self.entered[row * words + state / 64] >> (state % 64) & 1 == 1;
+            let before = if entered { usize::from(self.best[row]) } else { state };
             if before != state || at == gap.start {
-                spans.push((at..end, lines[state]));
+                spans.push((at..end, self.states[state].line));
                 end = at;
                 state = before;
             }
@@ -155,5 +224,59 @@ impl Settle<'_> {
         for (range, line) in spans.into_iter().rev() {
             self.push(range, line);
         }
+    }
+}
+
+/// Puts the states that may be used at `at` into `active`; returns where that changes next.
+fn activate(states: &[State], at: usize, active: &mut Vec<usize>) -> usize {
+    active.clear();
+    let mut next = usize::MAX;
+    for (number, state) in states.iter().enumerate() {
+        if state.range.contains(&at) {
+            active.push(number);
+            next = next.min(state.range.end);
+        } else if state.range.start > at {
+            next = next.min(state.range.start);
+        }
+    }
+    next
+}
+
+/// The cheapest of the states `numbers`.
+fn cheapest(states: &[State], numbers: impl Iterator<Item = usize>) -> usize {
+    numbers.min_by_key(|&number| states[number].cost).unwrap_or(0)
+}
+
+/// Takes the byte `at` in each of the `active` states; where that is cheaper, it is entered from `best`.
+fn step(
+    images: &Images,
+    literal: u32,
+    states: &mut [State],
+    active: &[usize],
+    at: usize,
+    best: usize,
+    entered: &mut [u64],
+) {
+    let least = states[best].cost;
+    let byte = images.new[at];
+    for &number in active {
+        let state = &mut states[number];
+        // Costs are relative, so that they stay small however long the gap.
+        let change = if number == 0 { BREAK } else { TURN };
+        let stay = state.cost - least;
+        entered[number / 64] |= u64::from(change < stay) << (number % 64);
+        let cost = stay.min(change);
+        state.cost = cost
+            + match state.line {
+                None => literal,
+                Some(line) => {
+                    let different = byte != images.old[at.wrapping_add(line.shift)];
+                    let first = different && !state.different;
+                    state.different = different;
+                    // Among noise a difference is noise, too, and must not seem the cheaper one.
+                    let change = DIFFERENT.max(literal + 2);
+                    if different { change + if first { RUN } else { 0 } } else { EQUAL }
+                }
+            };
     }
 }

@@ -151,10 +151,12 @@ pub fn tool(program: &str, args: &[&dyn AsRef<OsStr>]) -> String {
     String::from_utf8_lossy(&out.stdout).trim().to_owned()
 }
 
-/// Sends a signal to a child.
-pub fn signal(child: &Child, name: &str) {
-    // A child that has ended, but was not waited for, still accepts signals.
-    tool("kill", &[&format!("-{name}"), &child.id().to_string()]);
+/// Sends a signal to a child, if it still runs.
+pub fn signal(child: &mut Child, name: &str) {
+    // Until it has been waited for, its number belongs to nobody else.
+    if child.try_wait().expect("looking at a child").is_none() {
+        tool("kill", &[&format!("-{name}"), &child.id().to_string()]);
+    }
 }
 
 // ----------------------------------------------------------------------------------------------------- scenes
