@@ -43,12 +43,13 @@ fn run(cli: Cli) -> Result<u8, Error> {
             let (verify, dry_run) = (verify_mode(args.verify), args.dry_run);
             let options = PatchOptions { verify, dry_run, memory_limit: args.memory_limit };
             let done = patch(&args.delta, &args.target, &options, &stop, &terminal)?;
-            report::patch(&terminal, &args.target, &done, dry_run);
+            report::patch(&terminal, &args.target, &done, dry_run, verify);
             Ok(exit::DONE)
         }
         Verb::Verify(args) => {
-            let state = verify(&args.delta, &args.target, verify_mode(args.verify), args.memory_limit, &terminal)?;
-            report::state(&terminal, &args.target, &state);
+            let how = verify_mode(args.verify);
+            let state = verify(&args.delta, &args.target, how, args.memory_limit, &terminal)?;
+            report::state(&terminal, &args.target, &state, how);
             Ok(exit_code(&state))
         }
         Verb::Info(args) => {

@@ -83,7 +83,7 @@ pub fn patch(
     monitor: &dyn Monitor,
 ) -> Result<PatchReport, Error> {
     let opened = open_delta(delta_path, options.memory_limit)?;
-    let access = if options.dry_run { Access::Read } else { Access::Write };
+    let access = if options.dry_run { Access::Inspect } else { Access::Write };
     let device = open_target(target, access)?;
     device.warnings().iter().for_each(|warning| monitor.note(warning));
     patch_device(&opened, delta_path, &*device, options, stop, monitor)
@@ -121,7 +121,10 @@ pub fn patch_device(
     }
     if !options.dry_run {
         if let State::Convertible { done } = survey.state {
-            monitor.note(&convertible_note(device, done, counts.batches));
+            // Checking only what is touched cannot tell the old image from one that differs elsewhere.
+            if done > 0 || options.verify != Verify::Touched {
+                monitor.note(&convertible_note(device, done, counts.batches));
+            }
         }
         write_all(opened, device, survey, options, stop, monitor, &mut report)?;
     }

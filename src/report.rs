@@ -4,7 +4,7 @@ use blkpatch::diff::DiffReport;
 use blkpatch::info::{ImageInfo, Info};
 use blkpatch::monitor::Monitor;
 use blkpatch::patch::{PatchReport, describe};
-use blkpatch::target::State;
+use blkpatch::target::{State, Verify};
 use blkpatch::units::{BLOCK, human};
 use std::fmt::Write as _;
 use std::io::Write;
@@ -66,7 +66,7 @@ pub fn diff(terminal: &Terminal, output: &Path, done: &DiffReport) {
 }
 
 /// What `patch` did.
-pub fn patch(terminal: &Terminal, target: &Path, done: &PatchReport, dry_run: bool) {
+pub fn patch(terminal: &Terminal, target: &Path, done: &PatchReport, dry_run: bool, verify: Verify) {
     let target = target.display();
     match (&done.before, dry_run) {
         (State::New, true) => terminal.say(&format!("{target} already holds the new image: nothing would be written")),
@@ -80,8 +80,12 @@ pub fn patch(terminal: &Terminal, target: &Path, done: &PatchReport, dry_run: bo
             human(done.planned_blocks * BLOCK)
         )),
         (_, false) => terminal.say(&format!(
-            "{target} now holds the new image, checked by reading it back: {} blocks, {} bytes written ({} to scratch) \
+            "{target} now holds the new image, {}: {} blocks, {} bytes written ({} to scratch) \
              in {} batches and {} syncs, {:.1} s",
+            match verify {
+                Verify::Touched => "what was written checked by reading it back (nothing else was looked at)",
+                Verify::Full | Verify::All => "checked by reading it back",
+            },
             done.walked.written.div_ceil(BLOCK),
             done.walked.written,
             done.walked.scratch,
@@ -93,11 +97,17 @@ pub fn patch(terminal: &Terminal, target: &Path, done: &PatchReport, dry_run: bo
 }
 
 /// What `verify` found: one word on standard output, the explanation on standard error.
-pub fn state(terminal: &Terminal, target: &Path, state: &State) {
+pub fn state(terminal: &Terminal, target: &Path, state: &State, verify: Verify) {
     let target = target.display();
     let (word, text) = match state {
         State::New => ("new", format!("{target} holds the new image")),
         State::Old => ("old", format!("{target} holds the old image")),
+        State::Convertible { done: 0 } if verify == Verify::Touched => (
+            "convertible",
+            format!(
+                "{target} can be patched: all that the delta reads is as it should be (nothing else was looked at)"
+            ),
+        ),
         State::Convertible { done: 0 } => {
             ("convertible", format!("{target} can be patched: what differs from the old image is overwritten anyway"))
         }

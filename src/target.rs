@@ -91,8 +91,8 @@ pub fn survey(
 ) -> Result<Survey, SurveyError> {
     device.forget_cache()?;
     let batches = delta.table.batches().len();
-    // Where nothing is touched a file would be cut without a look at it.
-    if verify == Verify::Touched && !(order.touched.is_empty() && device.resizable()) {
+    // A delta that reads nothing would be applied to anything, and a file that is only cut would be cut unseen.
+    if verify == Verify::Touched && order.source_blocks > 0 {
         return judge(device, delta, order, stop, monitor);
     }
     let seen = read_whole(device, delta, order, stop, monitor)?;

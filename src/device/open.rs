@@ -7,12 +7,15 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// What the target is opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     /// Only reads; a mounted device may be looked at.
     Read,
+    /// Only reads, but as exclusively as for writing.
+    Inspect,
     /// Reads and writes, exclusively.
     Write,
 }
@@ -78,7 +81,7 @@ fn classify(path: &Path, source: io::Error) -> OpenError {
 
 /// Opens a block device or an image file as a target.
 ///
-/// For [`Access::Write`] a block device is opened exclusively (the kernel refuses while it is mounted or held), and
+/// For [`Access::Write`] and [`Access::Inspect`] a block device is opened exclusively (the kernel refuses while it is mounted or held), and
 /// devices and files are locked, so that two runs cannot share a target.
 ///
 /// # Errors
@@ -115,7 +118,7 @@ fn open_block(path: &Path, access: Access, rdev: u64) -> Result<Box<dyn Device>,
     if access == Access::Write && sysfs(rdev, "ro").as_deref() == Some("1") {
         return Err(OpenError::ReadOnly { path: path.to_owned() });
     }
-    let flags = if access == Access::Write { OFlags::DIRECT | OFlags::EXCL } else { OFlags::DIRECT };
+    let flags = if access == Access::Read { OFlags::DIRECT } else { OFlags::DIRECT | OFlags::EXCL };
     let mut file = open(path, access, flags)?;
     lock(&file, path, access)?;
     let len = file.seek(SeekFrom::End(0)).map_err(io_error)?;
@@ -123,20 +126,23 @@ fn open_block(path: &Path, access: Access, rdev: u64) -> Result<Box<dyn Device>,
     Ok(Box::new(BlockTarget::new(file, path, len, u64::from(sector), partition_start(rdev))))
 }
 
+/// How often a lock is tried, a tenth of a second apart: udev holds one for a moment after a device was closed.
+const LOCK_TRIES: u32 = 20;
+
 /// Two runs must not share a target; several may look at it.
 fn lock(file: &File, path: &Path, access: Access) -> Result<(), OpenError> {
     let how = match access {
-        Access::Write => FlockOperation::NonBlockingLockExclusive,
+        Access::Write | Access::Inspect => FlockOperation::NonBlockingLockExclusive,
         Access::Read => FlockOperation::NonBlockingLockShared,
     };
-    match rustix::fs::flock(file, how) {
-        Err(Errno::WOULDBLOCK) => Err(OpenError::Busy {
-            path: path.to_owned(),
-            by: "another program, perhaps blkpatch itself, has locked it",
-        }),
-        Err(e) if access == Access::Write => Err(OpenError::Io { path: path.to_owned(), source: e.into() }),
-        _ => Ok(()),
+    for _ in 0..LOCK_TRIES {
+        match rustix::fs::flock(file, how) {
+            Err(Errno::WOULDBLOCK) => std::thread::sleep(Duration::from_millis(100)),
+            Err(e) if access == Access::Write => return Err(OpenError::Io { path: path.to_owned(), source: e.into() }),
+            _ => return Ok(()),
+        }
     }
+    Err(OpenError::Busy { path: path.to_owned(), by: "another program, perhaps blkpatch itself, has locked it" })
 }
 
 /// Where a partition starts on its disk, in bytes, as sysfs tells it.
