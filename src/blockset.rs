@@ -93,11 +93,14 @@ impl BlockSet {
         })
     }
 
-    /// Where the run of equal membership that `at` lies in ends, looking no further than its page.
+    /// Where the run of equal membership that `at` lies in ends, looking no further than its page, or the gap it is in.
     fn run_end(&self, at: u64, set: bool) -> u64 {
         let page = at / PAGE_BLOCKS;
         let page_end = (page + 1) * PAGE_BLOCKS;
-        let Some(words) = self.pages.get(&page) else { return page_end };
+        let Some(words) = self.pages.get(&page) else {
+            // Nothing is set up to the next page that exists.
+            return self.pages.range(page..).next().map_or(u64::MAX, |(next, _)| next * PAGE_BLOCKS);
+        };
         let mut pos = at % PAGE_BLOCKS;
         while pos < PAGE_BLOCKS {
             let word = if set { !words[(pos / 64) as usize] } else { words[(pos / 64) as usize] };

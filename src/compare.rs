@@ -58,11 +58,13 @@ pub struct Comparison {
     pub new: ImageId,
     /// Blocks of the new image that differ, or that lie behind the old one's end: ascending, merged.
     pub changed: Vec<Extent>,
+    /// Blocks of the old image that are not zero: ascending, merged. Unlike its holes, they depend on nothing else.
+    pub old_data: Vec<Extent>,
     old_parts: Vec<PartDigest>,
 }
 
-/// Digest of the old part, of the new part, and the changed blocks, of one part.
-type PartResult = (Option<PartDigest>, Option<PartDigest>, Vec<Extent>);
+/// Of one part: digest of the old and of the new part, changed blocks, and old blocks that are not zero.
+type PartResult = (Option<PartDigest>, Option<PartDigest>, Vec<Extent>, Vec<Extent>);
 
 /// Compares two images.
 #[must_use]
@@ -77,7 +79,8 @@ pub fn compare(old: View<'_>, new: View<'_>, threads: usize, monitor: &dyn Monit
     let (mut old_tree, mut new_tree) = (TreeDigest::new(old.len()), TreeDigest::new(new.len()));
     let mut changed = Vec::new();
     let mut old_parts = Vec::new();
-    for (old_part, new_part, extents) in results {
+    let mut old_data = Vec::new();
+    for (old_part, new_part, extents, data) in results {
         if let Some(part) = old_part {
             old_tree.push(part, false);
             old_parts.push(part);
@@ -86,34 +89,46 @@ pub fn compare(old: View<'_>, new: View<'_>, threads: usize, monitor: &dyn Monit
             new_tree.push(part, false);
         }
         changed.extend(extents);
+        old_data.extend(data);
     }
     merge_extents(&mut changed);
+    merge_extents(&mut old_data);
     let unknown = ImageId { len: 0, crc: 0, blake3: [0; 32] }; // both trees are complete: never used
     let (old, new) = (old_tree.finish().unwrap_or(unknown), new_tree.finish().unwrap_or(unknown));
-    Comparison { old, new, changed, old_parts }
+    Comparison { old, new, changed, old_data, old_parts }
 }
 
 fn compare_part(old: View<'_>, new: View<'_>, offset: u64) -> PartResult {
     let (a, b) = (old.part(offset), new.part(offset));
-    let same_class = (old.len() <= PART) == (new.len() <= PART);
+    let same_class = same_class(old.len(), new.len());
+    let data = if std::ptr::eq(a.as_ptr(), ZERO_PART.as_ptr()) {
+        Vec::new()
+    } else {
+        blocks_where(a, offset, |_, block| block.iter().any(|byte| *byte != 0))
+    };
     let hash = |view: &View<'_>, part: &[u8]| (!part.is_empty()).then(|| PartDigest::new(offset, part, view.len()));
     if same_class && a.len() == b.len() && (std::ptr::eq(a, b) || a == b) {
         let digest = hash(&old, a);
-        return (digest, digest, Vec::new());
+        return (digest, digest, Vec::new(), data);
     }
-    let mut changed: Vec<Extent> = Vec::new();
-    for (i, block) in b.chunks(BLOCK as usize).enumerate() {
-        let start = i * BLOCK as usize;
-        // A short last block is compared as far as the new image goes; where the old one ends earlier, it is changed.
-        if a.get(start..start + block.len()) != Some(block) {
+    // A short last block is compared as far as the new image goes; where the old one ends earlier, it is changed.
+    let changed = blocks_where(b, offset, |start, block| a.get(start..start + block.len()) != Some(block));
+    (hash(&old, a), hash(&new, b), changed, data)
+}
+
+/// The blocks of a part for which a condition on (position in the part, content) holds.
+fn blocks_where(part: &[u8], offset: u64, holds: impl Fn(usize, &[u8]) -> bool) -> Vec<Extent> {
+    let mut found: Vec<Extent> = Vec::new();
+    for (i, block) in part.chunks(BLOCK as usize).enumerate() {
+        if holds(i * BLOCK as usize, block) {
             let number = offset / BLOCK + i as u64;
-            match changed.last_mut() {
+            match found.last_mut() {
                 Some(last) if last.end() == number => last.count += 1,
-                _ => changed.push(Extent { start: number, count: 1 }),
+                _ => found.push(Extent { start: number, count: 1 }),
             }
         }
     }
-    (hash(&old, a), hash(&new, b), changed)
+    found
 }
 
 impl Comparison {

@@ -17,7 +17,7 @@ use crate::plan::{self, Recipe, volatile_blocks};
 use crate::units::{BLOCK, Extent, blocks_touched, merge_extents};
 use std::io::{BufWriter, Write};
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// What `diff` may cost.
@@ -73,6 +73,7 @@ pub fn diff(
     monitor: &dyn Monitor,
 ) -> Result<DiffReport, Error> {
     let (old_image, new_image) = (Image::open(old_path)?, Image::open(new_path)?);
+    let output = &real_output(output)?;
     check_output(output, [old_path, new_path])?;
     let old = View { bytes: old_image.bytes(), data: old_image.data() };
     let new = View { bytes: new_image.bytes(), data: new_image.data() };
@@ -88,6 +89,12 @@ pub fn diff(
     drop(out);
     monitor.phase("checking the delta", 0);
     let delta_len = check_delta(file.file()).map_err(|e| failed(WriteError::Plan(e)))?;
+    for (image, path) in [(&old_image, old_path), (&new_image, new_path)] {
+        if image.changed_since(path) {
+            let why = "changed while it was read: the delta would be wrong, and was not written; try again";
+            return Err(Error::Unusable { path: path.to_owned(), why });
+        }
+    }
     file.finish(output).map_err(Error::io("create", output))?;
     let report = DiffReport {
         old: comparison.old,
@@ -97,6 +104,18 @@ pub fn diff(
         alone_len: alone_len(new, delta_len, options).map_err(Error::io("read", new_path))?,
     };
     Ok(report)
+}
+
+/// Where the output really goes: what a symbolic link names, so that the link is not replaced by a file.
+fn real_output(output: &Path) -> Result<PathBuf, Error> {
+    if !std::fs::symlink_metadata(output).is_ok_and(|meta| meta.is_symlink()) {
+        return Ok(output.to_owned());
+    }
+    let real = output.canonicalize().map_err(Error::io("follow the link", output))?;
+    if output.starts_with("/dev") || output.starts_with("/proc") {
+        return Err(Error::Unusable { path: output.to_owned(), why: "the output must be a file that can be replaced" });
+    }
+    Ok(real)
 }
 
 /// An output that is one of the inputs, a directory or a device would be destroyed or useless.
@@ -124,7 +143,9 @@ fn find_batches(
     let changed: Vec<Range<u64>> = comparison.changed.iter().map(|e| e.bytes(new.len())).collect();
     monitor.phase("matching", changed.iter().map(|r| r.end - r.start).sum());
     let matching = matcher::Options { memory: options.memory, threads: options.threads, level: options.level };
-    let runs = matcher::find_runs(old.bytes, old.data, new.bytes, &changed, &matching);
+    // Not the holes that the file system tells: they may change while nobody writes.
+    let old_data: Vec<Range<u64>> = bridged(&comparison.old_data).map(|e| e.bytes(old.len())).collect();
+    let runs = matcher::find_runs(old.bytes, &old_data, new.bytes, &changed, &matching);
     monitor.phase("planning", 0);
     let mut recipe = Recipe::new(runs);
     recipe.avoid_sources(&volatile_blocks(old.bytes, &sources(recipe.runs())));
@@ -137,6 +158,19 @@ fn find_batches(
     recipe.make_literal(&merged(cheap));
     let zeros = |wanted| zero_blocks(new, old.len().min(new.len()), &comparison.changed, wanted);
     plan::plan(&recipe, old.len(), new.len(), zeros).batches
+}
+
+/// Extents with short gaps between them closed: matches may run across a few zero blocks.
+fn bridged(extents: &[Extent]) -> impl Iterator<Item = Extent> + '_ {
+    const GAP: u64 = 16;
+    let mut rest = extents.iter().copied().peekable();
+    std::iter::from_fn(move || {
+        let mut extent = rest.next()?;
+        while let Some(next) = rest.next_if(|next| next.start - extent.end() <= GAP) {
+            extent.count = next.end() - extent.start;
+        }
+        Some(extent)
+    })
 }
 
 fn merged(mut extents: Vec<Extent>) -> Vec<Extent> {

@@ -146,8 +146,9 @@ fn convertible_note(device: &dyn Device, done: u64, batches: u64) -> String {
 }
 
 /// The target must hold both images; one that can grow must hold the shorter.
-fn check_size(device: &dyn Device, delta: &Delta) -> Result<(), Error> {
-    let (new, old) = (delta.header.new.len, delta.route.old.map_or(0, |old| old.len));
+pub(crate) fn check_size(device: &dyn Device, delta: &Delta) -> Result<(), Error> {
+    let new = delta.header.new.len;
+    let old = delta.route.old.map_or(new, |old| old.len);
     let needed = if device.resizable() { new.min(old) } else { new.max(old) };
     if device.len() >= needed {
         return Ok(());

@@ -92,8 +92,13 @@ pub fn survey(
     device.forget_cache()?;
     let batches = delta.table.batches().len();
     // A delta that reads nothing would be applied to anything, and a file that is only cut would be cut unseen.
-    if verify == Verify::Touched && order.source_blocks > 0 {
-        return judge(device, delta, order, stop, monitor);
+    let is_cut = device.resizable() && device.len() > delta.header.new.len;
+    if verify == Verify::Touched && order.source_blocks > 0 && !is_cut {
+        let mut judged = judge(device, delta, order, stop, monitor)?;
+        if let State::Neither(Mismatch::Source { begun, .. }) = &mut judged.state {
+            *begun = false; // without the untouched digest this may be any other image
+        }
+        return Ok(judged);
     }
     let seen = read_whole(device, delta, order, stop, monitor)?;
     let tree = Some(seen.new);
@@ -101,7 +106,9 @@ pub fn survey(
     if is_new && may_be_new(device, delta, order) {
         return Ok(Survey { state: State::New, redo: vec![false; batches], tree });
     }
-    if seen.old.is_some() && seen.old == delta.route.old {
+    // Every file begins with the empty image.
+    let empty_old = device.resizable() && delta.route.old.is_some_and(|old| old.len == 0);
+    if seen.old.is_some() && seen.old == delta.route.old && (!empty_old || device.is_empty()) {
         return Ok(Survey { state: State::Old, redo: vec![true; batches], tree });
     }
     if seen.untouched != delta.route.untouched {
@@ -110,6 +117,12 @@ pub fn survey(
         return Ok(Survey { state, redo: Vec::new(), tree });
     }
     let judged = judge(device, delta, order, stop, monitor)?;
+    // Nothing tells that such a file was patched, or held the old image.
+    let no_evidence = is_new && order.touched.is_empty() || empty_old && !judged.redo.contains(&false);
+    if no_evidence && device.resizable() {
+        let state = State::Neither(Mismatch::Untouched { within: None, regions: None });
+        return Ok(Survey { state, tree, ..judged });
+    }
     // The digests say it is not the new image; if every batch seems done all the same, the check at the end will tell.
     let state = match judged.state {
         State::New => State::Convertible { done: batches as u64 },

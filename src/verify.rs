@@ -3,7 +3,7 @@
 use crate::device::{Access, open_target};
 use crate::error::{Error, exit};
 use crate::monitor::Monitor;
-use crate::patch::open_delta;
+use crate::patch::{check_size, open_delta};
 use crate::target::{State, Verify, survey};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -21,11 +21,7 @@ pub fn verify(
 ) -> Result<State, Error> {
     let opened = open_delta(delta, memory_limit)?;
     let device = open_target(target, Access::Read)?;
-    let (new, old) = (opened.delta.header.new.len, opened.delta.route.old.map_or(0, |old| old.len));
-    let needed = if device.resizable() { new.min(old) } else { new.max(old) };
-    if device.len() < needed {
-        return Err(Error::TooSmall { name: device.name(), needed, actual: device.len() });
-    }
+    check_size(&*device, &opened.delta)?;
     Ok(survey(&*device, &opened.delta, &opened.order, how, &AtomicBool::new(false), monitor)
         .map_err(|e| e.untouched(delta))?
         .state)

@@ -51,6 +51,10 @@ pub fn check_order(delta: &Delta) -> Result<CheckedOrder, DeltaError> {
                 if let Some(range) = outside {
                     return Err(DeltaError::field("end of a saved range", range.end, format!("{}", delta.old_bound())));
                 }
+                let bytes = saved.iter().map(|range| range.end - range.start).fold(0, u64::saturating_add);
+                if bytes > delta.header.limits.source_bytes.into() {
+                    return Err(DeltaError::field("bytes of a save", bytes, "at most source_bytes"));
+                }
                 placement.save_sources(saved).map_err(missing)?
             }
             BatchKind::Data => {

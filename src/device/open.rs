@@ -1,6 +1,7 @@
 //! Opening a target: what it is, who else uses it, and how to say that it cannot be used.
 
 use super::{BlockTarget, Device, FileTarget};
+use crate::units::BLOCK;
 use rustix::fs::{FlockOperation, OFlags};
 use rustix::io::Errno;
 use std::fs::{File, OpenOptions};
@@ -93,8 +94,20 @@ pub fn open_target(path: &Path, access: Access) -> Result<Box<dyn Device>, OpenE
         return open_block(path, access, meta.rdev());
     }
     let what = if kind.is_file() {
+        if access != Access::Read && is_behind_a_loop_device(path) {
+            let by = "a loop device shows it; detach that with 'losetup -d', or patch the loop device instead";
+            return Err(OpenError::Busy { path: path.to_owned(), by });
+        }
         let file = open(path, access, OFlags::empty())?;
         lock(&file, path, access)?;
+        // Virtual machines (QEMU) hold this kind of lock on the images they run from.
+        if access == Access::Write
+            && rustix::fs::fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive)
+                .is_err_and(|e| matches!(e, Errno::WOULDBLOCK | Errno::ACCESS))
+        {
+            let by = "another program, perhaps a virtual machine, has locked it";
+            return Err(OpenError::Busy { path: path.to_owned(), by });
+        }
         return Ok(Box::new(FileTarget::new(file, path)));
     } else if kind.is_dir() {
         "a directory"
@@ -115,7 +128,7 @@ fn open(path: &Path, access: Access, flags: OFlags) -> Result<File, OpenError> {
 fn open_block(path: &Path, access: Access, rdev: u64) -> Result<Box<dyn Device>, OpenError> {
     let io_error = |source| OpenError::Io { path: path.to_owned(), source };
     // The kernel lets a write-protected device be opened for writing, and fails the first write.
-    if access == Access::Write && sysfs(rdev, "ro").as_deref() == Some("1") {
+    if access != Access::Read && sysfs(rdev, "ro").as_deref() == Some("1") {
         return Err(OpenError::ReadOnly { path: path.to_owned() });
     }
     let flags = if access == Access::Read { OFlags::DIRECT } else { OFlags::DIRECT | OFlags::EXCL };
@@ -123,6 +136,11 @@ fn open_block(path: &Path, access: Access, rdev: u64) -> Result<Box<dyn Device>,
     lock(&file, path, access)?;
     let len = file.seek(SeekFrom::End(0)).map_err(io_error)?;
     let sector = rustix::fs::ioctl_blksszget(&file).map_err(|e| io_error(e.into()))?;
+    if u64::from(sector) > BLOCK || !sector.is_power_of_two() {
+        // A block would be less than the device can write at once, so a torn write would reach its neighbours.
+        let what = "a device with sectors of more than 4096 bytes";
+        return Err(OpenError::WrongKind { path: path.to_owned(), what });
+    }
     Ok(Box::new(BlockTarget::new(file, path, len, u64::from(sector), partition_start(rdev))))
 }
 
@@ -143,6 +161,15 @@ fn lock(file: &File, path: &Path, access: Access) -> Result<(), OpenError> {
         }
     }
     Err(OpenError::Busy { path: path.to_owned(), by: "another program, perhaps blkpatch itself, has locked it" })
+}
+
+/// Whether a loop device is attached to the file.
+fn is_behind_a_loop_device(path: &Path) -> bool {
+    let (Ok(path), Ok(devices)) = (path.canonicalize(), std::fs::read_dir("/sys/block")) else { return false };
+    devices.flatten().any(|device| {
+        let backing = std::fs::read_to_string(device.path().join("loop/backing_file"));
+        backing.is_ok_and(|file| Path::new(file.trim_end_matches('\n')) == path)
+    })
 }
 
 /// Where a partition starts on its disk, in bytes, as sysfs tells it.

@@ -19,6 +19,8 @@ const LONGEST: usize = 64 << 10;
 const SLACK: usize = 4096;
 /// Places of one hash that are tried.
 const TRIES: usize = 8;
+/// Displacements that may be open at one place: bounds the time where everything resembles everything.
+const OPEN: usize = 100;
 /// How far a candidate is followed, in bytes each way.
 const REACH: usize = 256;
 /// Bytes beyond a candidate's best extent over which it may still be used.
@@ -41,7 +43,7 @@ pub(super) struct Near {
     /// For each place the one before with the same hash.
     chain: Vec<u32>,
     found: Vec<(usize, Candidate)>,
-    /// Of the candidates found last, those that may reach the place at hand: displacement and end.
+    /// Of what was judged last, that which reaches the place at hand: displacement and end.
     open: Vec<(usize, usize)>,
     /// What a candidate must be worth, in equal bytes.
     enough: usize,
@@ -105,22 +107,24 @@ impl Near {
 
     /// Notes that `src` gives `at`, if that is worth it; returns up to where no more windows need be looked up.
     fn judge(&mut self, images: &Images, gap: &Range<usize>, at: usize, src: usize) -> usize {
+        if images.new[at..at + WINDOW] != images.old[src..src + WINDOW] {
+            return at;
+        }
         let shift = src.wrapping_sub(at);
         self.open.retain(|&(_, end)| end > at);
-        if self.open.iter().any(|&(known, _)| known == shift) {
+        if self.open.len() >= OPEN || self.open.iter().any(|&(known, _)| known == shift) {
             return at;
         }
         let Some(line) = images.line(at, src) else { return at };
         let exact = images.equal_from(&line, at, gap.end);
-        if exact < WINDOW {
-            return at;
-        }
         let (low, high) = (gap.start.max(line.lo).max(at.saturating_sub(REACH)), gap.end.min(line.hi).min(at + REACH));
         let equal = |x: usize| images.new[x] == images.old[x.wrapping_add(shift)];
         let (forth, gained) = extend((at..high.max(at)).map(equal));
         let (back, gained_back) = extend((low.min(at)..at).rev().map(equal));
         let worth = gained + gained_back;
         if worth < self.enough {
+            // The next windows of this match would only say the same.
+            self.open.push((shift, at + exact));
             return at;
         }
         let start = (at - back).saturating_sub(MARGIN).max(gap.start);
