@@ -16,6 +16,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// What a walk did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Walked {
+    /// Whether anything was changed, or may have been: a write, or a new length, was asked for.
+    pub began: bool,
     /// Bytes written, scratch and zeros included.
     pub written: u64,
     /// Bytes of them that went to scratch.
@@ -163,7 +165,7 @@ impl Walker<'_> {
     fn zero(&mut self, extents: &[Extent]) -> Result<(), WalkError> {
         for extent in extents {
             let bytes = extent.bytes(self.delta.header.new.len);
-            self.unsynced = true;
+            (self.unsynced, self.walked.began) = (true, true);
             self.device.write_zeros(bytes.start, bytes.end - bytes.start)?;
             self.walked.written += bytes.end - bytes.start;
         }
@@ -226,7 +228,7 @@ impl Walker<'_> {
         for extent in extents {
             let bytes = extent.bytes(self.delta.header.new.len);
             let len = (bytes.end - bytes.start) as usize;
-            self.unsynced = true;
+            (self.unsynced, self.walked.began) = (true, true);
             self.device.write(bytes.start, &self.output[at..at + len])?;
             self.walked.written += len as u64;
             at += len;

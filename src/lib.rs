@@ -11,6 +11,7 @@ pub mod digest;
 pub mod error;
 pub mod image;
 pub mod info;
+pub mod judge;
 pub mod matcher;
 pub mod monitor;
 pub mod output;

@@ -5,6 +5,7 @@ use crate::delta::Delta;
 use crate::delta::check::{CheckedOrder, check_order};
 use crate::device::{Access, Device, open_target};
 use crate::error::Error;
+use crate::judge::Progress;
 use crate::monitor::Monitor;
 use crate::target::{Mismatch, State, Survey, Verify, crc_of, reread_all, reread_touched, survey};
 use crate::units::{BLOCK, PART, human};
@@ -123,25 +124,31 @@ pub fn patch_device(
         if let State::Convertible { done } = survey.state {
             // Checking only what is touched cannot tell the old image from one that differs elsewhere.
             if done > 0 || options.verify != Verify::Touched {
-                monitor.note(&convertible_note(device, done, counts.batches));
+                monitor.note(&convertible_note(device, delta, done, &survey.redo));
             }
         }
-        write_all(opened, device, survey, options, stop, monitor, &mut report)?;
+        write_all(opened, delta_path, device, survey, options, stop, monitor, &mut report)?;
     }
     report.elapsed = start.elapsed();
     Ok(report)
 }
 
-fn convertible_note(device: &dyn Device, done: u64, batches: u64) -> String {
+fn convertible_note(device: &dyn Device, delta: &Delta, done: u64, redo: &[bool]) -> String {
     let name = device.name();
     if done == 0 {
         return format!(
             "{name} differs from the old image only where the new one overwrites it: patching gives the new image"
         );
     }
+    let all = delta.table.batches().len();
+    let first = (1u64..).zip(delta.table.batches()).zip(redo).find(|(_, redo)| **redo);
+    let from = first.map_or("from the check of the result".into(), |((number, batch), _)| {
+        let offset = delta.table.extents(batch).first().map_or(0, |extent| extent.start * BLOCK);
+        format!("from batch {number}, which writes at offset {offset}")
+    });
     format!(
-        "{name} is between the old and the new image: resuming an interrupted run ({done} of {batches} batches are done). \
-         Only this same delta file can finish it"
+        "{name} is between the old and the new image: resuming an interrupted run {from} ({done} of {all} batches are \
+         done). Only this same delta file can finish it: one made anew from the same images may differ"
     )
 }
 
@@ -165,6 +172,7 @@ fn working_len(device: &dyn Device, delta: &Delta) -> Option<u64> {
 
 fn write_all(
     opened: &Opened,
+    delta_path: &Path,
     device: &dyn Device,
     survey: Survey,
     options: &PatchOptions,
@@ -180,14 +188,17 @@ fn write_all(
             let bytes = extent.bytes(new_len);
             device.reserve(bytes.start, bytes.end - bytes.start)?;
         }
+        monitor.writing();
+        let grown = working.is_some_and(|len| len != device.len());
         if let Some(len) = working {
             device.set_len(len)?;
         }
         report.patched = true;
+        report.walked.began = grown;
         monitor.phase("patching", (delta.route.counts.final_blocks + delta.route.counts.scratch_blocks) * BLOCK);
         let walked = &mut report.walked;
         walk(device, delta, &order.touched, &survey.redo, stop, monitor, walked)
-            .map_err(|e| stopped(device, walked.written, e))?;
+            .map_err(|e| stopped(device, delta_path, walked, e))?;
         check_result(opened, device, survey.tree, options.verify, monitor, report.walked.written)?;
     }
     if working.is_some() && device.len() != new_len {
@@ -198,13 +209,16 @@ fn write_all(
     Ok(())
 }
 
-fn stopped(device: &dyn Device, written: u64, e: WalkError) -> Error {
+fn stopped(device: &dyn Device, delta_path: &Path, walked: &Walked, e: WalkError) -> Error {
+    let name = device.name();
     match e {
-        WalkError::WrongResult { .. } if written == 0 => Error::Unreliable { name: device.name(), why: e.to_string() },
+        WalkError::WrongResult { .. } if !walked.began => Error::Unreliable { name, why: e.to_string() },
         // Nothing was overwritten by a wrong result, but what it was made from is gone.
-        WalkError::Stop if written == 0 => Error::Interrupted,
-        WalkError::WrongResult { .. } => Error::Damaged { name: device.name(), why: e.to_string() },
-        _ => Error::stopped(device.name(), written, &e),
+        WalkError::WrongResult { .. } => Error::Damaged { name, why: e.to_string() },
+        WalkError::Stop if !walked.began => Error::Interrupted,
+        WalkError::Device(e) if !walked.began => Error::Device(e),
+        WalkError::Delta(source) if !walked.began => Error::Delta { path: delta_path.to_owned(), source },
+        _ => Error::stopped(name, walked.written, &e),
     }
 }
 
@@ -262,18 +276,26 @@ pub fn refusal(device: &dyn Device, mismatch: &Mismatch) -> Error {
     let name = device.name();
     let (place, hint) = describe(mismatch);
     match mismatch {
-        Mismatch::Source { begun: true, .. } => {
-            Error::Damaged { name, why: format!("{place}, and patching had begun") }
+        Mismatch::Source { progress: Progress::Nothing, .. } => Error::Neither { name, place, hint },
+        // All untouched content is right, so this is no other image.
+        Mismatch::Source { .. } | Mismatch::Untouched { progress: Progress::Begun { .. }, .. } => {
+            let why = format!(
+                "part of it was patched already, by a run that was interrupted or finished, and something has changed \
+                 it since: {place}. (A file system on it was mounted read-write? Another delta applied? A failing medium?)"
+            );
+            Error::Damaged { name, why }
         }
-        _ => Error::Neither { name, place, hint },
+        Mismatch::Untouched { .. } => Error::Neither { name, place, hint },
     }
 }
 
 /// What differs, and what the user may do.
 #[must_use]
 pub fn describe(mismatch: &Mismatch) -> (String, String) {
-    match mismatch {
-        Mismatch::Untouched { within: Some(range), regions: Some((wrong, all)) } if wrong * 2 < *all => (
+    let mounted = "The likely cause: a file system on it was mounted read-write since the image was written. \
+                   Write the full new image, or restore the old one first";
+    let (place, progress) = match mismatch {
+        Mismatch::Untouched { within: Some(range), regions: Some((wrong, all)), progress } if wrong * 2 < *all => (
             format!(
                 "{} of its {all} regions differ, the first difference lies between bytes {} and {} (at {})",
                 wrong,
@@ -281,23 +303,33 @@ pub fn describe(mismatch: &Mismatch) -> (String, String) {
                 range.end,
                 human(range.start)
             ),
-            "The likely cause: a file system on it was mounted read-write since the image was written. \
-             Write the full new image, or restore the old one first"
-                .into(),
+            progress,
         ),
-        Mismatch::Untouched { .. } => (
-            "its content differs in parts that the delta does not change".into(),
+        Mismatch::Untouched { progress, .. } => {
+            ("its content differs in parts that the delta does not change".into(), progress)
+        }
+        Mismatch::Source { within, .. } => {
+            let place =
+                format!("data that the delta builds on differs, between bytes {} and {}", within.start, within.end);
+            return (place, mounted.into());
+        }
+    };
+    let hint = match (progress, mismatch) {
+        (Progress::All, _) => {
+            "All that the delta writes is there already: it was probably patched before, and then a file system on it \
+             was mounted read-write. If so, it needs no patching; to have exactly the new image, write that in full"
+        }
+        (Progress::Some, _) => {
+            "Some of what the delta writes is there already: it probably holds another release, which needs another \
+             delta ('blkpatch info' shows which image this one starts from), or the full new image"
+        }
+        (_, Mismatch::Untouched { regions: Some((wrong, all)), .. }) if wrong * 2 < *all => mounted,
+        _ => {
             "Check that this is the right device and the right delta ('blkpatch info' shows the old image's digests). If \
              it is, a file system on it was probably mounted read-write: write the full new image, or restore the old one"
-                .into(),
-        ),
-        Mismatch::Source { within, .. } => (
-            format!("data that the delta builds on differs, between bytes {} and {}", within.start, within.end),
-            "The likely cause: a file system on it was mounted read-write since the image was written. \
-             Write the full new image, or restore the old one first"
-                .into(),
-        ),
-    }
+        }
+    };
+    (place, hint.into())
 }
 
 /// Bytes that `patch` will read back at the end, for progress and for `info`.

@@ -2,14 +2,12 @@
 
 use crate::compare::{add_region, zero_touched};
 use crate::delta::Delta;
-use crate::delta::batch::BatchKind;
 use crate::delta::check::CheckedOrder;
-use crate::delta::placement::{Placement, Sources};
 use crate::device::{AlignedBuffer, Device, DeviceError};
 use crate::digest::{ImageId, PartDigest, TreeDigest};
 use crate::error::Error;
+use crate::judge::{Progress, intact, judge, progress};
 use crate::monitor::Monitor;
-use crate::resume;
 use crate::units::{BLOCK, Extent, PART};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -52,13 +50,15 @@ pub enum Mismatch {
         within: Option<Range<u64>>,
         /// Regions that differ, and regions in all.
         regions: Option<(u64, u64)>,
+        /// How much of what the delta writes is there.
+        progress: Progress,
     },
     /// Something differs that a batch reads.
     Source {
         /// The bytes that the batch reads there.
         within: Range<u64>,
-        /// Whether earlier batches are done: a run was interrupted, and a source was lost since.
-        begun: bool,
+        /// How much of what the delta writes is there: if anything, a source was lost after a run had begun.
+        progress: Progress,
     },
 }
 
@@ -95,8 +95,8 @@ pub fn survey(
     let is_cut = device.resizable() && device.len() > delta.header.new.len;
     if verify == Verify::Touched && order.source_blocks > 0 && !is_cut {
         let mut judged = judge(device, delta, order, stop, monitor)?;
-        if let State::Neither(Mismatch::Source { begun, .. }) = &mut judged.state {
-            *begun = false; // without the untouched digest this may be any other image
+        if let State::Neither(Mismatch::Source { progress, .. }) = &mut judged.state {
+            *progress = Progress::Nothing; // without the untouched digest this may be any other image
         }
         return Ok(judged);
     }
@@ -113,14 +113,16 @@ pub fn survey(
     }
     if seen.untouched != delta.route.untouched {
         let (within, regions) = nearest(delta, &seen.regions);
-        let state = State::Neither(Mismatch::Untouched { within, regions });
+        let progress = progress(&delta.table, &intact(device, delta, stop, monitor)?);
+        let state = State::Neither(Mismatch::Untouched { within, regions, progress });
         return Ok(Survey { state, redo: Vec::new(), tree });
     }
     let judged = judge(device, delta, order, stop, monitor)?;
     // Nothing tells that such a file was patched, or held the old image.
     let no_evidence = is_new && order.touched.is_empty() || empty_old && !judged.redo.contains(&false);
     if no_evidence && device.resizable() {
-        let state = State::Neither(Mismatch::Untouched { within: None, regions: None });
+        let progress = Progress::Nothing;
+        let state = State::Neither(Mismatch::Untouched { within: None, regions: None, progress });
         return Ok(Survey { state, tree, ..judged });
     }
     // The digests say it is not the new image; if every batch seems done all the same, the check at the end will tell.
@@ -309,71 +311,6 @@ fn read_whole(
     let untouched = untouched.finish().map_or([0; 32], |id| id.blake3);
     let old = old.finish().filter(|old| delta.route.old.is_some_and(|expected| expected.len == old.len));
     Ok(Seen { old, new, untouched, regions })
-}
-
-/// Judges every batch at rest: which are done, which must be done, and whether they can be.
-fn judge(
-    device: &dyn Device,
-    delta: &Delta,
-    order: &CheckedOrder,
-    stop: &AtomicBool,
-    monitor: &dyn Monitor,
-) -> Result<Survey, SurveyError> {
-    let new_len = delta.header.new.len;
-    monitor.phase("judging the batches", delta.route.counts.final_blocks * BLOCK);
-    let mut intact = Vec::with_capacity(delta.table.batches().len());
-    let mut begun = false;
-    for batch in delta.table.batches() {
-        if stop.load(Ordering::Relaxed) {
-            return Err(SurveyError::Stop);
-        }
-        let extents = delta.table.extents(batch);
-        let crc = crc_of(device, extents.iter().map(|e| e.bytes(new_len)))?;
-        intact.push(crc == batch.crc);
-        begun |= crc == batch.crc && batch.kind == BatchKind::Data;
-        monitor.advance(delta.table.written_bytes(batch, new_len));
-    }
-    let redo = resume::to_redo(&delta.table, order, &intact);
-    if !redo.contains(&true) && device.len() >= new_len {
-        return Ok(Survey { state: State::New, redo, tree: None });
-    }
-    let lost = first_lost_source(device, delta, order, &redo)?;
-    let state = match lost {
-        Some(within) => State::Neither(Mismatch::Source { within, begun }),
-        None => State::Convertible { done: redo.iter().filter(|redo| !**redo).count() as u64 },
-    };
-    Ok(Survey { state, redo, tree: None })
-}
-
-/// Compares the sources of all batches that must be done with their CRCs.
-fn first_lost_source(
-    device: &dyn Device,
-    delta: &Delta,
-    order: &CheckedOrder,
-    redo: &[bool],
-) -> Result<Option<Range<u64>>, SurveyError> {
-    let mut placement = Placement::new(&order.touched);
-    let mut reader = delta.steps()?;
-    let mut steps = Vec::new();
-    for ((index, batch), redo) in (0u64..).zip(delta.table.batches()).zip(redo) {
-        let missing = |block| crate::delta::DeltaError::Rule { rule: "source", batch: index, block };
-        let sources = match batch.kind {
-            BatchKind::Zero => Sources::default(),
-            BatchKind::Save => placement.save_sources(delta.table.saved(batch)).map_err(missing)?,
-            BatchKind::Data => {
-                reader.read_batch(delta.table.extents(batch), &mut steps)?;
-                placement.sources(&steps).map_err(missing)?
-            }
-        };
-        placement.advance(index, &delta.table, batch, &sources)?;
-        if *redo && let (Some(first), Some(last)) = (sources.home.first(), sources.home.last()) {
-            let within = first.start..last.end;
-            if crc_of(device, sources.home.into_iter())? != batch.source_crc {
-                return Ok(Some(within));
-            }
-        }
-    }
-    Ok(None)
 }
 
 /// CRC-32 of what the device holds in some ranges; zeros behind the end of a target that can grow.
