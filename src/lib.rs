@@ -19,6 +19,8 @@ mod parallel;
 pub mod patch;
 pub mod plan;
 pub mod resume;
+mod scribe;
+mod sweep;
 pub mod target;
 pub mod units;
 pub mod varint;

@@ -7,8 +7,8 @@ use crate::device::{Access, Device, open_target};
 use crate::error::Error;
 use crate::judge::Progress;
 use crate::monitor::Monitor;
-use crate::target::{Mismatch, State, Survey, Verify, crc_of, reread_all, reread_touched, survey};
-use crate::units::{BLOCK, PART, human};
+use crate::target::{Mismatch, State, Survey, SurveyError, Verify, crc_of, reread_all, reread_touched, survey};
+use crate::units::{BLOCK, human};
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
@@ -234,16 +234,15 @@ fn check_result(
     let Opened { delta, order } = opened;
     let new = delta.header.new;
     let failed = |e: crate::device::DeviceError| Error::stopped(device.name(), written, &e);
+    let unread = |e: SurveyError| Error::stopped(device.name(), written, &e);
     device.forget_cache().map_err(failed)?;
     monitor.phase("checking the result", if verify == Verify::All { new.len } else { order.touched.len() * BLOCK });
     let result = match (verify, tree) {
         (Verify::Full, Some(mut tree)) => {
-            reread_touched(device, order, &mut tree, new.len, monitor).map_err(failed)?;
+            reread_touched(device, order, &mut tree, new.len, monitor).map_err(unread)?;
             tree.finish()
         }
-        (Verify::All, _) => {
-            reread_all(device, new.len, monitor).map_err(|e| Error::stopped(device.name(), written, &e))?.finish()
-        }
+        (Verify::All, _) => reread_all(device, new.len, monitor).map_err(unread)?.finish(),
         (Verify::Touched | Verify::Full, _) => return check_finals(opened, device, written),
     };
     match result {
@@ -330,16 +329,4 @@ pub fn describe(mismatch: &Mismatch) -> (String, String) {
         }
     };
     (place, hint.into())
-}
-
-/// Bytes that `patch` will read back at the end, for progress and for `info`.
-#[must_use]
-pub fn touched_parts(order: &CheckedOrder) -> u64 {
-    let mut parts: Vec<u64> = Vec::new();
-    for extent in order.touched.extents() {
-        let (first, last) = (extent.start * BLOCK / PART, (extent.end() * BLOCK).div_ceil(PART));
-        let first = parts.last().map_or(first, |last| first.max(last + 1));
-        parts.extend(first..last);
-    }
-    parts.len() as u64
 }
