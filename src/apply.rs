@@ -1,9 +1,9 @@
 //! The walk: does the batches that must be done, in order, on a device (spec, chapter 8). The only writer of targets.
 
-use crate::blockset::BlockSet;
 use crate::delta::Delta;
 use crate::delta::DeltaError;
 use crate::delta::batch::{Batch, BatchKind};
+use crate::delta::check::CheckedOrder;
 use crate::delta::placement::{Placement, Sources};
 use crate::delta::step::{DifferenceReader, Step, StepKind, StepReader};
 use crate::delta::stream::StreamReader;
@@ -55,7 +55,7 @@ pub enum WalkError {
 pub fn walk(
     device: &dyn Device,
     delta: &Delta,
-    touched: &BlockSet,
+    order: &CheckedOrder,
     redo: &[bool],
     stop: &AtomicBool,
     monitor: &dyn Monitor,
@@ -64,7 +64,7 @@ pub fn walk(
     let mut walker = Walker {
         device,
         delta,
-        placement: Placement::new(touched),
+        placement: order.placement(),
         steps: delta.steps()?,
         differences: delta.differences()?,
         literals: delta.literals()?,

@@ -4,7 +4,7 @@ use crate::compare::{add_region, zero_touched};
 use crate::delta::Delta;
 use crate::delta::batch::BatchKind;
 use crate::delta::check::CheckedOrder;
-use crate::delta::placement::{Placement, Sources};
+use crate::delta::placement::Sources;
 use crate::device::{AlignedBuffer, Device, DeviceError};
 use crate::digest::{ImageId, PartDigest, TreeDigest};
 use crate::error::Error;
@@ -352,7 +352,7 @@ fn first_lost_source(
     order: &CheckedOrder,
     redo: &[bool],
 ) -> Result<Option<Range<u64>>, SurveyError> {
-    let mut placement = Placement::new(&order.touched);
+    let mut placement = order.placement();
     let mut reader = delta.steps()?;
     let mut steps = Vec::new();
     for ((index, batch), redo) in (0u64..).zip(delta.table.batches()).zip(redo) {
