@@ -4,10 +4,10 @@
 //! which is sound: bytes at home stay there until a later batch writes (R2 orders only writes); bytes that an earlier
 //! batch produces are read when that batch has been written.
 
-use crate::blockset::BlockSet;
 use crate::delta::Delta;
 use crate::delta::DeltaError;
 use crate::delta::batch::{Batch, BatchKind};
+use crate::delta::check::CheckedOrder;
 use crate::delta::placement::{Placement, Sources};
 use crate::delta::step::{DifferenceReader, Step, StepKind, StepReader};
 use crate::delta::stream::StreamReader;
@@ -64,7 +64,7 @@ pub enum WalkError {
 pub fn walk(
     device: &dyn Device,
     delta: &Delta,
-    touched: &BlockSet,
+    order: &CheckedOrder,
     redo: &[bool],
     stop: &AtomicBool,
     monitor: &dyn Monitor,
@@ -79,7 +79,7 @@ pub fn walk(
         let mut walker = Walker {
             device,
             delta,
-            placement: Placement::new(touched),
+            placement: order.placement(),
             steps,
             differences,
             literals,

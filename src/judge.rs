@@ -4,7 +4,7 @@
 use crate::delta::Delta;
 use crate::delta::batch::{BatchKind, BatchTable};
 use crate::delta::check::CheckedOrder;
-use crate::delta::placement::{Placement, Sources};
+use crate::delta::placement::Sources;
 use crate::device::Device;
 use crate::monitor::Monitor;
 use crate::resume;
@@ -114,7 +114,7 @@ fn first_lost_source(
     order: &CheckedOrder,
     redo: &[bool],
 ) -> Result<Option<Range<u64>>, SurveyError> {
-    let mut placement = Placement::new(&order.touched);
+    let mut placement = order.placement();
     let mut reader = delta.steps()?;
     let mut steps = Vec::new();
     for ((index, batch), redo) in (0u64..).zip(delta.table.batches()).zip(redo) {

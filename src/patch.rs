@@ -197,7 +197,7 @@ fn write_all(
         report.walked.began = grown;
         monitor.phase("patching", (delta.route.counts.final_blocks + delta.route.counts.scratch_blocks) * BLOCK);
         let walked = &mut report.walked;
-        walk(device, delta, &order.touched, &survey.redo, stop, monitor, walked)
+        walk(device, delta, order, &survey.redo, stop, monitor, walked)
             .map_err(|e| stopped(device, delta_path, walked, e))?;
         check_result(opened, device, survey.tree, options.verify, monitor, report.walked.written)?;
     }
