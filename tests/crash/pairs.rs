@@ -38,86 +38,99 @@ pub fn all(seed: u64, round: u64) -> Vec<Pair> {
     let kinds = [0, 0, 3, 6][(round % 4) as usize];
     let old = blocks(random, count, kinds);
     let resizable = random.below(2) == 0;
-    let mut cases = Vec::new();
-    let mut add = |name: &str, new: Vec<u8>| cases.push(pair(name, old.clone(), new, resizable));
-
-    let mut new = old.clone();
-    new.rotate_left(BLOCK * (1 + round as usize % 3));
-    add("rotation by blocks", new);
-
-    let mut new = old.clone();
-    new.rotate_right(1);
-    add("rotation by one byte, no free block", new);
-
-    let mut new = old.clone();
-    new.rotate_left(count / 2 * BLOCK);
-    add("halves swapped", new);
-
-    let mut new = Vec::new();
-    random.permutation(count).iter().for_each(|block| new.extend(&old[block * BLOCK..(block + 1) * BLOCK]));
-    add("permutation", new);
-
-    let mut new = old.clone();
-    for block in new.chunks_mut(BLOCK) {
-        block.rotate_left(100); // every block is made from itself
-    }
-    let mut scarce = new.clone();
-    add("self-references", new);
-
-    scarce[(count - 1) * BLOCK..].copy_from_slice(&random.bytes(BLOCK));
-    add("self-references, one free block", scarce);
-
-    let mut new = random.bytes(old.len()); // the second half is free
-    for (block, old) in new.chunks_mut(BLOCK).zip(old.chunks(BLOCK)).take(count / 2) {
-        let used = BLOCK - random.below(2) * 1500; // some blocks are used in part
-        block[..used].copy_from_slice(&old[..used]);
-        block[..used].rotate_left(100);
-    }
-    add("self-references, many free blocks", new);
-
-    let mut new = old.clone();
-    new[..BLOCK / 2 * count].rotate_right(700);
-    let fresh = blocks(random, 2, 0);
-    new[(count - 2) * BLOCK..].copy_from_slice(&fresh);
-    add("shift beside literals", new);
-
-    let mut new = old.clone();
-    new.rotate_left(3 * BLOCK);
-    new.truncate(count * BLOCK - BLOCK - 1234);
-    add("shorter", new);
-
-    let mut new = old.clone();
-    new.rotate_right(2 * BLOCK + 17);
-    new.extend(&old[..BLOCK + 4000]);
-    new.extend(vec![0; 5000]);
-    add("longer", new);
-
-    let mut zeroed = old.clone();
-    zeroed[2 * BLOCK..4 * BLOCK].fill(0);
-    let mut new = zeroed.clone();
-    new[4 * BLOCK..].rotate_left(BLOCK + 1);
-    new[..BLOCK].fill(0);
-    cases.push(pair("beside zeros", zeroed, new, resizable));
-
-    let mut blank = old.clone();
-    blank[2 * BLOCK..3 * BLOCK].fill(0);
-    let mut new = blank.clone();
-    new.chunks_mut(BLOCK).for_each(|block| block.rotate_left(100));
-    cases.push(pair("self-references beside one zero block", blank, new, resizable));
-
-    let short = old[..old.len() - 700].to_vec(); // its last block is saved in part
-    let mut new = old.clone();
-    new.chunks_mut(BLOCK).for_each(|block| block[..BLOCK - 700].rotate_left(100));
-    new.extend(random.bytes(2 * BLOCK));
-    cases.push(pair("self-references, longer, a short last block", short, new, resizable));
-
-    let new = mixed(random, &old, count);
-    cases.push(pair("mixed", old, new, resizable));
+    let changed = |(name, new): (&str, Vec<u8>)| pair(name, old.clone(), new, resizable);
+    let mut cases: Vec<Pair> = moves(random, &old, 1 + round as usize % 3).into_iter().map(changed).collect();
+    cases.extend(self_references(random, &old).into_iter().map(changed));
+    cases.extend(other_lengths(&old).into_iter().map(changed));
+    cases.push(changed(("mixed", mixed(random, &old))));
+    let special = special_old(random, &old).into_iter();
+    cases.extend(special.map(|(name, old, new)| pair(name, old, new, resizable)));
     cases
 }
 
+type Changed = Vec<(&'static str, Vec<u8>)>;
+
+/// Everything goes somewhere else.
+fn moves(random: &mut Rng, old: &[u8], by: usize) -> Changed {
+    let count = old.len() / BLOCK;
+    let rotated = |bytes: usize| {
+        let mut new = old.to_vec();
+        new.rotate_left(bytes);
+        new
+    };
+    let mut permuted = Vec::new();
+    random.permutation(count).iter().for_each(|block| permuted.extend(&old[block * BLOCK..(block + 1) * BLOCK]));
+    let mut shifted = old.to_vec();
+    shifted[..BLOCK / 2 * count].rotate_right(700);
+    shifted[(count - 2) * BLOCK..].copy_from_slice(&random.bytes(2 * BLOCK));
+    vec![
+        ("rotation by blocks", rotated(BLOCK * by)),
+        ("rotation by one byte, no free block", rotated(old.len() - 1)),
+        ("halves swapped", rotated(count / 2 * BLOCK)),
+        ("permutation", permuted),
+        ("shift beside literals", shifted),
+    ]
+}
+
+/// Blocks that are made from themselves.
+fn self_references(random: &mut Rng, old: &[u8]) -> Changed {
+    let count = old.len() / BLOCK;
+    let all = turned(old, BLOCK);
+    let mut scarce = all.clone();
+    scarce[(count - 1) * BLOCK..].copy_from_slice(&random.bytes(BLOCK));
+    let mut plenty = random.bytes(old.len());
+    for (block, old) in plenty.chunks_mut(BLOCK).zip(old.chunks(BLOCK)).take(count / 2) {
+        let used = BLOCK - random.below(2) * 1500;
+        block[..used].copy_from_slice(&turned(&old[..used], used));
+    }
+    vec![
+        ("self-references, no free block", all),
+        ("self-references, one free block", scarce),
+        ("self-references, half of the blocks free", plenty),
+    ]
+}
+
+/// The first `part` bytes of each block, rotated within the block.
+fn turned(old: &[u8], part: usize) -> Vec<u8> {
+    let mut new = old.to_vec();
+    new.chunks_mut(BLOCK).for_each(|block| block[..part].rotate_left(100));
+    new
+}
+
+fn other_lengths(old: &[u8]) -> Changed {
+    let mut shorter = old.to_vec();
+    shorter.rotate_left(3 * BLOCK);
+    shorter.truncate(old.len() - BLOCK - 1234);
+    let mut longer = old.to_vec();
+    longer.rotate_right(2 * BLOCK + 17);
+    longer.extend(&old[..BLOCK + 4000]);
+    longer.extend(vec![0; 5000]);
+    vec![("shorter", shorter), ("longer", longer)]
+}
+
+/// Changes for which the old image must be a special one, too.
+fn special_old(random: &mut Rng, old: &[u8]) -> Vec<(&'static str, Vec<u8>, Vec<u8>)> {
+    let mut zeroed = old.to_vec();
+    zeroed[2 * BLOCK..4 * BLOCK].fill(0);
+    let mut beside = zeroed.clone();
+    beside[4 * BLOCK..].rotate_left(BLOCK + 1);
+    beside[..BLOCK].fill(0);
+    let mut blank = old.to_vec();
+    blank[2 * BLOCK..3 * BLOCK].fill(0);
+    let around = turned(&blank, BLOCK);
+    let short = old[..old.len() - 700].to_vec(); // its last block is saved in part
+    let mut longer = turned(old, BLOCK - 700);
+    longer.extend(random.bytes(2 * BLOCK));
+    vec![
+        ("beside zeros", zeroed, beside),
+        ("self-references beside one zero block", blank, around),
+        ("self-references, longer, the last old block short", short, longer),
+    ]
+}
+
 /// Random edits, moves and swaps.
-fn mixed(random: &mut Rng, old: &[u8], count: usize) -> Vec<u8> {
+fn mixed(random: &mut Rng, old: &[u8]) -> Vec<u8> {
+    let count = old.len() / BLOCK;
     let mut new = old.to_vec();
     for _ in 0..1 + random.below(6) {
         let (a, b) = (random.below(count), random.below(count));
