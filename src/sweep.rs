@@ -37,6 +37,9 @@ pub(crate) fn sweep<T: Send, F: Fn(u64) -> Range<u64> + Sync>(
     mut take: impl FnMut(T),
 ) -> Result<(), SurveyError> {
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(MOST_THREADS);
+    if chunks.count <= 1 {
+        return sweep_few(device, chunks, stop, work, take); // threads would cost more than they win
+    }
     let (next, taken, over) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
     let (to_take, results) = sync_channel::<(u64, Result<T, DeviceError>)>(threads);
     std::thread::scope(|scope| {
@@ -87,6 +90,27 @@ pub(crate) fn sweep<T: Send, F: Fn(u64) -> Range<u64> + Sync>(
         drop(results);
         result
     })
+}
+
+/// The same without threads.
+fn sweep_few<T, F: Fn(u64) -> Range<u64>>(
+    device: &dyn Device,
+    chunks: &Chunks<F>,
+    stop: &AtomicBool,
+    work: impl Fn(u64, &mut [u8]) -> T,
+    mut take: impl FnMut(T),
+) -> Result<(), SurveyError> {
+    let mut buffer = AlignedBuffer::default();
+    for i in 0..chunks.count {
+        if stop.load(Ordering::Relaxed) {
+            return Err(SurveyError::Stop);
+        }
+        let range = (chunks.chunk)(i);
+        buffer.resize((range.end - range.start) as usize);
+        read_padded(device, range.start, &mut buffer)?;
+        take(work(range.start, &mut buffer));
+    }
+    Ok(())
 }
 
 /// Fills a buffer; zeros behind the end of a target that can grow, and without reading where it has a hole.
