@@ -24,6 +24,8 @@ pub struct Walked {
     pub syncs: u64,
     /// Batches done.
     pub batches: u64,
+    /// Whether the target may have changed: a write was begun, even if it failed and `written` is 0.
+    pub begun: bool,
 }
 
 /// Why a walk ended early.
@@ -70,7 +72,7 @@ pub fn walk(
         literals: delta.literals()?,
         step_list: Vec::new(),
         output: AlignedBuffer::default(),
-        sources: SourceBuffer::default(),
+        sources: SourceBuffer { end: device.len(), ..SourceBuffer::default() },
         unsynced: true,
         walked,
     };
@@ -113,6 +115,11 @@ impl Walker<'_> {
             self.walked.syncs += 1;
         }
         Ok(())
+    }
+
+    fn begin_write(&mut self) {
+        self.unsynced = true;
+        self.walked.begun = true;
     }
 
     fn batch(&mut self, index: u64, batch: &Batch, redo: bool) -> Result<(), WalkError> {
@@ -163,7 +170,7 @@ impl Walker<'_> {
     fn zero(&mut self, extents: &[Extent]) -> Result<(), WalkError> {
         for extent in extents {
             let bytes = extent.bytes(self.delta.header.new.len);
-            self.unsynced = true;
+            self.begin_write();
             self.device.write_zeros(bytes.start, bytes.end - bytes.start)?;
             self.walked.written += bytes.end - bytes.start;
         }
@@ -226,7 +233,7 @@ impl Walker<'_> {
         for extent in extents {
             let bytes = extent.bytes(self.delta.header.new.len);
             let len = (bytes.end - bytes.start) as usize;
-            self.unsynced = true;
+            self.begin_write();
             self.device.write(bytes.start, &self.output[at..at + len])?;
             self.walked.written += len as u64;
             at += len;
@@ -238,6 +245,8 @@ impl Walker<'_> {
 /// The source blocks of a batch, in memory: read in ascending order, neighbours at once.
 #[derive(Default)]
 struct SourceBuffer {
+    /// Where the target ended when the walk began; one that ends sooner by now fails to be read.
+    end: u64,
     extents: Vec<(Extent, usize)>,
     bytes: AlignedBuffer,
 }
@@ -247,10 +256,9 @@ impl SourceBuffer {
         self.extents.clear();
         self.bytes.resize(sources.bytes() as usize);
         let mut at = 0;
-        let end = device.len();
         for extent in &sources.blocks {
             // The image's last block may be short; behind it there is nothing to read.
-            let bytes = extent.bytes(end);
+            let bytes = extent.bytes(self.end);
             let len = (bytes.end - bytes.start) as usize;
             device.read(bytes.start, &mut self.bytes[at..at + len])?;
             self.extents.push((*extent, at));

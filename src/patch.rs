@@ -107,6 +107,7 @@ pub fn patch_device(
     if !options.dry_run {
         device.sync()?; // the old image may still be on its way
     }
+    let len = device.len();
     let survey = survey(device, delta, order, options.verify, stop, monitor).map_err(|e| e.untouched(delta_path))?;
     let counts = &delta.route.counts;
     let mut report = PatchReport {
@@ -125,6 +126,10 @@ pub fn patch_device(
             if done > 0 || options.verify != Verify::Touched {
                 monitor.note(&convertible_note(device, done, counts.batches));
             }
+        }
+        if device.len() != len {
+            let why = format!("its length changed from {len} to {} bytes while it was checked", device.len());
+            return Err(Error::Unreliable { name: device.name(), why });
         }
         write_all(opened, device, survey, options, stop, monitor, &mut report)?;
     }
@@ -180,14 +185,21 @@ fn write_all(
             let bytes = extent.bytes(new_len);
             device.reserve(bytes.start, bytes.end - bytes.start)?;
         }
-        if let Some(len) = working {
+        if let Some(len) = working.filter(|len| *len != device.len()) {
             device.set_len(len)?;
+            report.walked.begun = true;
         }
+        let len = device.len();
         report.patched = true;
         monitor.phase("patching", (delta.route.counts.final_blocks + delta.route.counts.scratch_blocks) * BLOCK);
         let walked = &mut report.walked;
         walk(device, delta, &order.touched, &survey.redo, stop, monitor, walked)
-            .map_err(|e| stopped(device, walked.written, e))?;
+            .map_err(|e| stopped(device, walked, e))?;
+        // What is gone from untouched parts, no reading back of touched ones would tell.
+        if device.len() < len {
+            let why = format!("its length changed from {len} to {} bytes while it was patched", device.len());
+            return Err(Error::stopped(device.name(), walked.written, &why));
+        }
         check_result(opened, device, survey.tree, options.verify, monitor, report.walked.written)?;
     }
     if working.is_some() && device.len() != new_len {
@@ -198,13 +210,16 @@ fn write_all(
     Ok(())
 }
 
-fn stopped(device: &dyn Device, written: u64, e: WalkError) -> Error {
+fn stopped(device: &dyn Device, walked: &Walked, e: WalkError) -> Error {
+    let name = device.name();
+    if walked.begun {
+        // Also where a batch came out wrong: whether what it is made from is lost for good, the next run tells.
+        return Error::stopped(name, walked.written, &e);
+    }
     match e {
-        WalkError::WrongResult { .. } if written == 0 => Error::Unreliable { name: device.name(), why: e.to_string() },
-        // Nothing was overwritten by a wrong result, but what it was made from is gone.
-        WalkError::Stop if written == 0 => Error::Interrupted,
-        WalkError::WrongResult { .. } => Error::Damaged { name: device.name(), why: e.to_string() },
-        _ => Error::stopped(device.name(), written, &e),
+        WalkError::Stop => Error::Interrupted,
+        WalkError::Device(e) => Error::Device(e),
+        WalkError::WrongResult { .. } | WalkError::Delta(_) => Error::Unreliable { name, why: e.to_string() },
     }
 }
 
