@@ -87,7 +87,7 @@ fn split(order: &mut Vec<Order>, i: usize) {
     if first.extents.len() > 1 {
         second.extents = first.extents.split_off(1);
     } else if let Some(extent) = first.extents.first_mut().filter(|extent| extent.count > 1) {
-        second.extents[0].start += 1;
+        second.extents[0].start = extent.start.wrapping_add(1);
         second.extents[0].count -= 1;
         extent.count = 1;
     } else {
