@@ -1,21 +1,30 @@
-//! The walk: does the batches that must be done, in order, on a device (spec, chapter 8). The only writer of targets.
+//! The walk: makes the batches that must be done, in order, and hands them over to be written (spec, chapter 8).
+//!
+//! While one batch is written, or a barrier waits for the medium, the next ones are made. What they read is read then,
+//! which is sound: bytes at home stay there until a later batch writes (R2 orders only writes); bytes that an earlier
+//! batch produces are read when that batch has been written.
 
-use crate::blockset::BlockSet;
 use crate::delta::Delta;
 use crate::delta::DeltaError;
 use crate::delta::batch::{Batch, BatchKind};
+use crate::delta::check::CheckedOrder;
 use crate::delta::placement::{Placement, Sources};
 use crate::delta::step::{DifferenceReader, Step, StepKind, StepReader};
 use crate::delta::stream::StreamReader;
 use crate::delta::writer::fill_save;
 use crate::device::{AlignedBuffer, Device, DeviceError};
 use crate::monitor::Monitor;
-use crate::units::{BLOCK, Extent, count_blocks};
+use crate::scribe::{Order, Scribe, Work};
+use crate::units::{BLOCK, Extent};
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 
 /// What a walk did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Walked {
+    /// Whether anything was changed, or may have been: a write, or a new length, was asked for.
+    pub began: bool,
     /// Bytes written, scratch and zeros included.
     pub written: u64,
     /// Bytes of them that went to scratch.
@@ -24,8 +33,6 @@ pub struct Walked {
     pub syncs: u64,
     /// Batches done.
     pub batches: u64,
-    /// Whether the target may have changed: a write was begun, even if it failed and `written` is 0.
-    pub begun: bool,
 }
 
 /// Why a walk ended early.
@@ -57,40 +64,41 @@ pub enum WalkError {
 pub fn walk(
     device: &dyn Device,
     delta: &Delta,
-    touched: &BlockSet,
+    order: &CheckedOrder,
     redo: &[bool],
     stop: &AtomicBool,
     monitor: &dyn Monitor,
     walked: &mut Walked,
 ) -> Result<(), WalkError> {
-    let mut walker = Walker {
-        device,
-        delta,
-        placement: Placement::new(touched),
-        steps: delta.steps()?,
-        differences: delta.differences()?,
-        literals: delta.literals()?,
-        step_list: Vec::new(),
-        output: AlignedBuffer::default(),
-        sources: SourceBuffer { end: device.len(), ..SourceBuffer::default() },
-        unsynced: true,
-        walked,
-    };
-    // Whatever an earlier run, or whoever wrote the old image, left in flight.
-    walker.sync()?;
-    for ((index, batch), redo) in (0u64..).zip(delta.table.batches()).zip(redo) {
-        if stop.load(Ordering::Relaxed) {
-            walker.sync()?;
-            return Err(WalkError::Stop);
-        }
-        if batch.barrier {
-            walker.sync()?; // belongs to its place: also where the batch itself is done
-        }
-        walker.batch(index, batch, *redo)?;
-        monitor.advance(delta.table.written_bytes(batch, delta.header.new.len));
-    }
-    walker.sync()
+    let scribe = Scribe::new(device, delta.header.new.len, monitor, *walked);
+    let (to_write, orders) = sync_channel(BUFFERS);
+    let (done, to_reuse) = channel();
+    let (steps, differences, literals) = (delta.steps()?, delta.differences()?, delta.literals()?);
+    std::thread::scope(|scope| {
+        let scribe = scope.spawn(move || scribe.run(&orders, &done));
+        let mut walker = Walker {
+            device,
+            delta,
+            placement: order.placement(),
+            steps,
+            differences,
+            literals,
+            step_list: Vec::new(),
+            sources: SourceBuffer { end: device.len(), ..SourceBuffer::default() },
+            desk: Desk { to_write, to_reuse, underway: VecDeque::new(), buffers: Vec::new(), made: 0 },
+        };
+        let prepared = walker.all(redo, stop, monitor);
+        drop(walker);
+        let (did, written) = scribe.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        *walked = did;
+        // Where writing failed, preparing did so only because of that.
+        written?;
+        prepared
+    })
 }
+
+/// Batches that are being made or written at the same time: one is made, one written, one waits.
+const BUFFERS: usize = 3;
 
 struct Walker<'a> {
     device: &'a dyn Device,
@@ -100,29 +108,84 @@ struct Walker<'a> {
     differences: DifferenceReader,
     literals: StreamReader,
     step_list: Vec<Step>,
-    output: AlignedBuffer,
     sources: SourceBuffer,
-    unsynced: bool,
-    walked: &'a mut Walked,
+    desk: Desk<'a>,
 }
 
-impl Walker<'_> {
-    /// Makes everything written so far durable. Without writes since the last sync there is nothing to do.
-    fn sync(&mut self) -> Result<(), WalkError> {
-        if self.unsynced {
-            self.device.sync()?;
-            self.unsynced = false;
-            self.walked.syncs += 1;
+/// What has been handed over to be written.
+struct Desk<'a> {
+    to_write: SyncSender<Order<'a>>,
+    to_reuse: Receiver<Option<AlignedBuffer>>,
+    /// The extents of what may not be written yet, in order.
+    underway: VecDeque<&'a [Extent]>,
+    buffers: Vec<AlignedBuffer>,
+    made: usize,
+}
+
+/// The writer has given up; it knows why.
+struct Gone;
+
+impl From<Gone> for WalkError {
+    fn from(Gone: Gone) -> Self {
+        Self::Stop
+    }
+}
+
+impl<'a> Desk<'a> {
+    fn hand_over(&mut self, batch: &'a Batch, extents: &'a [Extent], work: Work) -> Result<(), Gone> {
+        self.underway.push_back(extents);
+        self.to_write.send(Order { batch, extents, work }).map_err(|_| Gone)
+    }
+
+    /// Waits until nothing is underway to these blocks, so that they can be read.
+    fn settle(&mut self, blocks: &[Extent]) -> Result<(), Gone> {
+        while let Ok(buffer) = self.to_reuse.try_recv() {
+            self.written(buffer);
+        }
+        while self.underway.iter().any(|extents| have_common(extents, blocks)) {
+            let buffer = self.to_reuse.recv().map_err(|_| Gone)?;
+            self.written(buffer);
         }
         Ok(())
     }
 
-    fn begin_write(&mut self) {
-        self.unsynced = true;
-        self.walked.begun = true;
+    fn written(&mut self, buffer: Option<AlignedBuffer>) {
+        self.underway.pop_front();
+        self.buffers.extend(buffer);
     }
 
-    fn batch(&mut self, index: u64, batch: &Batch, redo: bool) -> Result<(), WalkError> {
+    fn buffer(&mut self, len: usize) -> Result<AlignedBuffer, Gone> {
+        while self.buffers.is_empty() && self.made == BUFFERS {
+            let buffer = self.to_reuse.recv().map_err(|_| Gone)?;
+            self.written(buffer);
+        }
+        let mut buffer = self.buffers.pop().unwrap_or_else(|| {
+            self.made += 1;
+            AlignedBuffer::default()
+        });
+        buffer.resize(len);
+        Ok(buffer)
+    }
+}
+
+impl Walker<'_> {
+    fn all(&mut self, redo: &[bool], stop: &AtomicBool, monitor: &dyn Monitor) -> Result<(), WalkError> {
+        let delta = self.delta;
+        for ((index, batch), redo) in (0u64..).zip(delta.table.batches()).zip(redo) {
+            if stop.load(Ordering::Relaxed) {
+                return Err(WalkError::Stop);
+            }
+            self.batch(index, batch, *redo)?;
+            if !redo {
+                monitor.advance(delta.table.written_bytes(batch, delta.header.new.len));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<'a> Walker<'a> {
+    fn batch(&mut self, index: u64, batch: &'a Batch, redo: bool) -> Result<(), WalkError> {
         let missing = |block| DeltaError::Rule { rule: "source", batch: index, block };
         let extents = self.delta.table.extents(batch);
         let sources = match batch.kind {
@@ -133,26 +196,44 @@ impl Walker<'_> {
                 self.placement.sources(&self.step_list).map_err(missing)?
             }
         };
-        match (redo, batch.kind) {
-            (false, BatchKind::Data) => self.skip_steps()?,
-            (false, _) => {}
-            (true, BatchKind::Zero) => self.zero(extents)?,
-            (true, BatchKind::Save) => {
-                self.sources.load(self.device, &sources)?;
-                self.make_save(batch)?;
-                self.write(index, batch)?;
-                self.walked.scratch += self.output.len() as u64;
+        if redo {
+            let work = match batch.kind {
+                BatchKind::Zero => Work::Zeros,
+                BatchKind::Save => Work::Bytes(self.make(index, batch, &sources, Self::make_save)?),
+                BatchKind::Data => Work::Bytes(self.make(index, batch, &sources, Self::make_data)?),
+            };
+            self.desk.hand_over(batch, extents, work)?;
+        } else {
+            if batch.barrier {
+                self.desk.hand_over(batch, &[], Work::Nothing)?;
             }
-            (true, BatchKind::Data) => {
-                self.sources.load(self.device, &sources)?;
-                self.make_data(index, batch)?;
-                self.write(index, batch)?;
+            if batch.kind == BatchKind::Data {
+                self.skip_steps()?;
             }
         }
-        self.walked.batches += u64::from(redo);
         // The rules were checked before; this keeps track of where old bytes lie.
         self.placement.advance(index, &self.delta.table, batch, &sources)?;
         Ok(())
+    }
+
+    /// Makes the bytes of a batch; they are the right ones.
+    fn make(
+        &mut self,
+        index: u64,
+        batch: &Batch,
+        sources: &Sources,
+        fill: impl FnOnce(&mut Self, u64, &Batch, &mut [u8]) -> Result<(), WalkError>,
+    ) -> Result<AlignedBuffer, WalkError> {
+        self.desk.settle(&sources.blocks)?;
+        self.sources.load(self.device, sources)?;
+        let len = self.delta.table.written_bytes(batch, self.delta.header.new.len);
+        let mut output = self.desk.buffer(len as usize)?;
+        fill(self, index, batch, &mut output)?;
+        if crc32fast::hash(&output) != batch.crc {
+            let offset = self.delta.table.extents(batch).first().map_or(0, |e| e.start * BLOCK);
+            return Err(WalkError::WrongResult { batch: index, offset });
+        }
+        Ok(output)
     }
 
     /// Passes over the columns of a batch that is done.
@@ -167,36 +248,21 @@ impl Walker<'_> {
         Ok(())
     }
 
-    fn zero(&mut self, extents: &[Extent]) -> Result<(), WalkError> {
-        for extent in extents {
-            let bytes = extent.bytes(self.delta.header.new.len);
-            self.begin_write();
-            self.device.write_zeros(bytes.start, bytes.end - bytes.start)?;
-            self.walked.written += bytes.end - bytes.start;
-        }
-        Ok(())
-    }
-
-    fn make_save(&mut self, batch: &Batch) -> Result<(), WalkError> {
-        let len = count_blocks(self.delta.table.extents(batch)) * BLOCK;
-        self.output.resize(len as usize);
-        self.output.fill(0);
+    fn make_save(&mut self, _: u64, batch: &Batch, output: &mut [u8]) -> Result<(), WalkError> {
+        output.fill(0);
         let sources = &self.sources;
         let mut complete = true;
         // Saves read at home, so the logical offset is the physical one.
-        fill_save(self.delta.table.saved(batch), &mut self.output, |range, target| {
+        fill_save(self.delta.table.saved(batch), output, |range, target| {
             complete &= sources.copy(range.start, target).is_some();
         });
         if complete { Ok(()) } else { Err(DeltaError::Malformed("a save reads what it does not announce").into()) }
     }
 
-    fn make_data(&mut self, index: u64, batch: &Batch) -> Result<(), WalkError> {
-        let delta = self.delta;
-        let len = delta.table.written_bytes(batch, delta.header.new.len);
-        self.output.resize(len as usize);
+    fn make_data(&mut self, index: u64, _: &Batch, output: &mut [u8]) -> Result<(), WalkError> {
         let mut at = 0;
         for step in &self.step_list {
-            let target = &mut self.output[at..at + step.len as usize];
+            let target = &mut output[at..at + step.len as usize];
             at += step.len as usize;
             match step.kind.space() {
                 None if step.kind == StepKind::Zero => target.fill(0),
@@ -221,25 +287,20 @@ impl Walker<'_> {
         }
         Ok(())
     }
+}
 
-    /// Writes the computed bytes, if they are the right ones.
-    fn write(&mut self, index: u64, batch: &Batch) -> Result<(), WalkError> {
-        let extents = self.delta.table.extents(batch);
-        if crc32fast::hash(&self.output) != batch.crc {
-            let offset = extents.first().map_or(0, |e| e.start * BLOCK);
-            return Err(WalkError::WrongResult { batch: index, offset });
+/// Whether two lists of extents, both ascending, have a block in common.
+fn have_common(mut a: &[Extent], mut b: &[Extent]) -> bool {
+    while let ([x, rest_a @ ..], [y, rest_b @ ..]) = (a, b) {
+        if x.end() <= y.start {
+            a = rest_a;
+        } else if y.end() <= x.start {
+            b = rest_b;
+        } else {
+            return true;
         }
-        let mut at = 0;
-        for extent in extents {
-            let bytes = extent.bytes(self.delta.header.new.len);
-            let len = (bytes.end - bytes.start) as usize;
-            self.begin_write();
-            self.device.write(bytes.start, &self.output[at..at + len])?;
-            self.walked.written += len as u64;
-            at += len;
-        }
-        Ok(())
     }
+    false
 }
 
 /// The source blocks of a batch, in memory: read in ascending order, neighbours at once.

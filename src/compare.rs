@@ -98,6 +98,19 @@ pub fn compare(old: View<'_>, new: View<'_>, threads: usize, monitor: &dyn Monit
     Comparison { old, new, changed, old_data, old_parts }
 }
 
+/// Length and digests of an image.
+#[must_use]
+pub fn identify(image: View<'_>, threads: usize) -> ImageId {
+    let parts = image.len().div_ceil(PART) as usize;
+    let digests = parallel::map(parts, threads, |i| {
+        let offset = i as u64 * PART;
+        PartDigest::new(offset, image.part(offset), image.len())
+    });
+    let mut tree = TreeDigest::new(image.len());
+    digests.into_iter().for_each(|part| tree.push(part, false));
+    tree.finish().unwrap_or(ImageId { len: image.len(), crc: 0, blake3: [0; 32] }) // it is complete
+}
+
 fn compare_part(old: View<'_>, new: View<'_>, offset: u64) -> PartResult {
     let (a, b) = (old.part(offset), new.part(offset));
     let same_class = same_class(old.len(), new.len());

@@ -1,6 +1,6 @@
 //! `diff`: two images in, one delta out. Every decision is made here and written down in the delta.
 
-use crate::compare::{Comparison, View, compare};
+use crate::compare::{Comparison, View, compare, identify};
 use crate::delta::check::check_order;
 use crate::delta::header::Kind;
 use crate::delta::route::region_log;
@@ -89,8 +89,11 @@ pub fn diff(
     drop(out);
     monitor.phase("checking the delta", 0);
     let delta_len = check_delta(file.file()).map_err(|e| failed(WriteError::Plan(e)))?;
-    for (image, path) in [(&old_image, old_path), (&new_image, new_path)] {
-        if image.changed_since(path) {
+    let inputs = [(&old_image, old_path, comparison.old), (&new_image, new_path, comparison.new)];
+    for (image, path, id) in inputs {
+        let view = View { bytes: image.bytes(), data: image.data() };
+        // A device does not tell whether it was written.
+        if image.changed_since(path).unwrap_or_else(|| identify(view, options.threads) != id) {
             let why = "changed while it was read: the delta would be wrong, and was not written; try again";
             return Err(Error::Unusable { path: path.to_owned(), why });
         }

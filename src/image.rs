@@ -28,10 +28,10 @@ fn stamp(path: &Path) -> Option<Stamp> {
 }
 
 impl Image {
-    /// Whether the file has been written since it was opened. Devices cannot tell.
+    /// Whether the file has been written since it was opened. `None`: devices cannot tell.
     #[must_use]
-    pub fn changed_since(&self, path: &Path) -> bool {
-        self.stamp.is_some() && self.stamp != stamp(path)
+    pub fn changed_since(&self, path: &Path) -> Option<bool> {
+        self.stamp.map(|then| Some(then) != stamp(path))
     }
 
     /// Maps a regular file or a block device.

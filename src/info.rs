@@ -3,7 +3,8 @@
 use crate::delta::header::{Codec, Kind};
 use crate::digest::{ImageId, hex};
 use crate::error::Error;
-use crate::patch::{Opened, open_delta, touched_parts};
+use crate::patch::{Opened, open_delta};
+use crate::target::touched_parts;
 use crate::units::{BLOCK, PART};
 use serde::Serialize;
 use std::path::Path;
@@ -118,7 +119,7 @@ fn describe(opened: &Opened) -> Info {
         scratch_blocks: counts.scratch_blocks,
         written_bytes: final_bytes + counts.scratch_blocks * BLOCK,
         source_bytes: order.source_blocks * BLOCK,
-        read_back_bytes: (touched_parts(order) * PART).min(delta.header.new.len),
+        read_back_bytes: (touched_parts(order).len() as u64 * PART).min(delta.header.new.len),
         batches: counts.batches,
         saves: saves as u64,
         barriers: counts.barriers,

@@ -12,9 +12,11 @@ use blkpatch::verify::{exit_code, verify};
 use clap::Parser;
 use cli::{Cli, Verb, VerifyArg};
 use report::Terminal;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 fn main() -> ExitCode {
     // clap exits by itself: 2 for wrong usage, 0 for help and version.
@@ -39,7 +41,7 @@ fn run(cli: Cli) -> Result<u8, Error> {
             Ok(exit::DONE)
         }
         Verb::Patch(args) => {
-            let stop = stop_on_signal();
+            let stop = stop_on_signal(terminal.writing_flag());
             let (verify, dry_run) = (verify_mode(args.verify), args.dry_run);
             let options = PatchOptions { verify, dry_run, memory_limit: args.memory_limit };
             let done = patch(&args.delta, &args.target, &options, &stop, &terminal)?;
@@ -67,13 +69,26 @@ fn verify_mode(arg: VerifyArg) -> Verify {
     }
 }
 
-/// SIGINT and SIGTERM stop the walk between two batches; a second one ends the program at once.
-fn stop_on_signal() -> Arc<AtomicBool> {
+/// SIGINT and SIGTERM stop at the next safe point; a second one ends the program at once.
+fn stop_on_signal(writing: Arc<AtomicBool>) -> Arc<AtomicBool> {
     let stop = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        // Where a handler cannot be installed, the signal ends the program, which is safe as well.
-        let _ = signal_hook::flag::register_conditional_shutdown(signal, exit::STOPPED.into(), Arc::clone(&stop));
-        let _ = signal_hook::flag::register(signal, Arc::clone(&stop));
+    let asked = Arc::clone(&stop);
+    // Where handlers or a thread cannot be had, a signal ends the program at once, which is safe as well.
+    if let Ok(mut signals) = Signals::new([SIGINT, SIGTERM]) {
+        std::thread::spawn(move || {
+            for _ in signals.forever() {
+                if asked.swap(true, Ordering::SeqCst) {
+                    let begun = writing.load(Ordering::SeqCst);
+                    report::complain(if begun {
+                        "blkpatch: stopped at once.\nThe target is between the old and the new image. Run the same \
+                         command again, with this same delta file, to finish"
+                    } else {
+                        "blkpatch: stopped at once.\nNothing was written."
+                    });
+                    std::process::exit(if begun { exit::STOPPED } else { exit::REFUSED }.into());
+                }
+            }
+        });
     }
     stop
 }

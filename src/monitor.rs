@@ -10,6 +10,8 @@ pub trait Monitor: Sync {
     fn advance(&self, bytes: u64) {
         let _ = bytes;
     }
+    /// The first change to the target is about to be made: from now on stopping leaves it between two images.
+    fn writing(&self) {}
     /// Something the user should know that is not an error.
     fn note(&self, text: &str) {
         let _ = text;

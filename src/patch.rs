@@ -5,9 +5,10 @@ use crate::delta::Delta;
 use crate::delta::check::{CheckedOrder, check_order};
 use crate::device::{Access, Device, open_target};
 use crate::error::Error;
+use crate::judge::Progress;
 use crate::monitor::Monitor;
-use crate::target::{Mismatch, State, Survey, Verify, crc_of, reread_all, reread_touched, survey};
-use crate::units::{BLOCK, PART, human};
+use crate::target::{Mismatch, State, Survey, SurveyError, Verify, crc_of, reread_all, reread_touched, survey};
+use crate::units::{BLOCK, human};
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
@@ -124,7 +125,7 @@ pub fn patch_device(
         if let State::Convertible { done } = survey.state {
             // Checking only what is touched cannot tell the old image from one that differs elsewhere.
             if done > 0 || options.verify != Verify::Touched {
-                monitor.note(&convertible_note(device, done, counts.batches));
+                monitor.note(&convertible_note(device, delta, done, &survey.redo));
             }
         }
         if device.len() != len {
@@ -137,16 +138,22 @@ pub fn patch_device(
     Ok(report)
 }
 
-fn convertible_note(device: &dyn Device, done: u64, batches: u64) -> String {
+fn convertible_note(device: &dyn Device, delta: &Delta, done: u64, redo: &[bool]) -> String {
     let name = device.name();
     if done == 0 {
         return format!(
             "{name} differs from the old image only where the new one overwrites it: patching gives the new image"
         );
     }
+    let all = delta.table.batches().len();
+    let first = (1u64..).zip(delta.table.batches()).zip(redo).find(|(_, redo)| **redo);
+    let from = first.map_or("from the check of the result".into(), |((number, batch), _)| {
+        let offset = delta.table.extents(batch).first().map_or(0, |extent| extent.start * BLOCK);
+        format!("from batch {number}, which writes at offset {offset}")
+    });
     format!(
-        "{name} is between the old and the new image: resuming an interrupted run ({done} of {batches} batches are done). \
-         Only this same delta file can finish it"
+        "{name} is between the old and the new image: resuming an interrupted run {from} ({done} of {all} batches are \
+         done). Only this same delta file can finish it: one made anew from the same images may differ"
     )
 }
 
@@ -185,16 +192,17 @@ fn write_all(
             let bytes = extent.bytes(new_len);
             device.reserve(bytes.start, bytes.end - bytes.start)?;
         }
-        if let Some(len) = working.filter(|len| *len != device.len()) {
+        monitor.writing();
+        let grown = working.is_some_and(|len| len != device.len());
+        if let Some(len) = working.filter(|_| grown) {
             device.set_len(len)?;
-            report.walked.begun = true;
         }
         let len = device.len();
         report.patched = true;
+        report.walked.began = grown;
         monitor.phase("patching", (delta.route.counts.final_blocks + delta.route.counts.scratch_blocks) * BLOCK);
         let walked = &mut report.walked;
-        walk(device, delta, &order.touched, &survey.redo, stop, monitor, walked)
-            .map_err(|e| stopped(device, walked, e))?;
+        walk(device, delta, order, &survey.redo, stop, monitor, walked).map_err(|e| stopped(device, walked, e))?;
         // What is gone from untouched parts, no reading back of touched ones would tell.
         if device.len() < len {
             let why = format!("its length changed from {len} to {} bytes while it was patched", device.len());
@@ -212,14 +220,12 @@ fn write_all(
 
 fn stopped(device: &dyn Device, walked: &Walked, e: WalkError) -> Error {
     let name = device.name();
-    if walked.begun {
-        // Also where a batch came out wrong: whether what it is made from is lost for good, the next run tells.
-        return Error::stopped(name, walked.written, &e);
-    }
     match e {
-        WalkError::Stop => Error::Interrupted,
-        WalkError::Device(e) => Error::Device(e),
-        WalkError::WrongResult { .. } | WalkError::Delta(_) => Error::Unreliable { name, why: e.to_string() },
+        WalkError::Stop if !walked.began => Error::Interrupted,
+        WalkError::Device(e) if !walked.began => Error::Device(e),
+        _ if !walked.began => Error::Unreliable { name, why: e.to_string() },
+        // Also where a batch came out wrong: whether what it is made from is lost for good, the next run tells.
+        _ => Error::stopped(name, walked.written, &e),
     }
 }
 
@@ -235,16 +241,15 @@ fn check_result(
     let Opened { delta, order } = opened;
     let new = delta.header.new;
     let failed = |e: crate::device::DeviceError| Error::stopped(device.name(), written, &e);
+    let unread = |e: SurveyError| Error::stopped(device.name(), written, &e);
     device.forget_cache().map_err(failed)?;
     monitor.phase("checking the result", if verify == Verify::All { new.len } else { order.touched.len() * BLOCK });
     let result = match (verify, tree) {
         (Verify::Full, Some(mut tree)) => {
-            reread_touched(device, order, &mut tree, new.len, monitor).map_err(failed)?;
+            reread_touched(device, order, &mut tree, new.len, monitor).map_err(unread)?;
             tree.finish()
         }
-        (Verify::All, _) => {
-            reread_all(device, new.len, monitor).map_err(|e| Error::stopped(device.name(), written, &e))?.finish()
-        }
+        (Verify::All, _) => reread_all(device, new.len, monitor).map_err(unread)?.finish(),
         (Verify::Touched | Verify::Full, _) => return check_finals(opened, device, written),
     };
     match result {
@@ -277,18 +282,26 @@ pub fn refusal(device: &dyn Device, mismatch: &Mismatch) -> Error {
     let name = device.name();
     let (place, hint) = describe(mismatch);
     match mismatch {
-        Mismatch::Source { begun: true, .. } => {
-            Error::Damaged { name, why: format!("{place}, and patching had begun") }
+        Mismatch::Source { progress: Progress::Nothing, .. } => Error::Neither { name, place, hint },
+        // All untouched content is right, so this is no other image.
+        Mismatch::Source { .. } | Mismatch::Untouched { progress: Progress::Begun { .. }, .. } => {
+            let why = format!(
+                "part of it was patched already, by a run that was interrupted or finished, and something has changed \
+                 it since: {place}. (A file system on it was mounted read-write? Another delta applied? A failing medium?)"
+            );
+            Error::Damaged { name, why }
         }
-        _ => Error::Neither { name, place, hint },
+        Mismatch::Untouched { .. } => Error::Neither { name, place, hint },
     }
 }
 
 /// What differs, and what the user may do.
 #[must_use]
 pub fn describe(mismatch: &Mismatch) -> (String, String) {
-    match mismatch {
-        Mismatch::Untouched { within: Some(range), regions: Some((wrong, all)) } if wrong * 2 < *all => (
+    let mounted = "The likely cause: a file system on it was mounted read-write since the image was written. \
+                   Write the full new image, or restore the old one first";
+    let (place, progress) = match mismatch {
+        Mismatch::Untouched { within: Some(range), regions: Some((wrong, all)), progress } if wrong * 2 < *all => (
             format!(
                 "{} of its {all} regions differ, the first difference lies between bytes {} and {} (at {})",
                 wrong,
@@ -296,33 +309,31 @@ pub fn describe(mismatch: &Mismatch) -> (String, String) {
                 range.end,
                 human(range.start)
             ),
-            "The likely cause: a file system on it was mounted read-write since the image was written. \
-             Write the full new image, or restore the old one first"
-                .into(),
+            progress,
         ),
-        Mismatch::Untouched { .. } => (
-            "its content differs in parts that the delta does not change".into(),
+        Mismatch::Untouched { progress, .. } => {
+            ("its content differs in parts that the delta does not change".into(), progress)
+        }
+        Mismatch::Source { within, .. } => {
+            let place =
+                format!("data that the delta builds on differs, between bytes {} and {}", within.start, within.end);
+            return (place, mounted.into());
+        }
+    };
+    let hint = match (progress, mismatch) {
+        (Progress::All, _) => {
+            "All that the delta writes is there already: it was probably patched before, and then a file system on it \
+             was mounted read-write. If so, it needs no patching; to have exactly the new image, write that in full"
+        }
+        (Progress::Some, _) => {
+            "Some of what the delta writes is there already: it probably holds another release, which needs another \
+             delta ('blkpatch info' shows which image this one starts from), or the full new image"
+        }
+        (_, Mismatch::Untouched { regions: Some((wrong, all)), .. }) if wrong * 2 < *all => mounted,
+        _ => {
             "Check that this is the right device and the right delta ('blkpatch info' shows the old image's digests). If \
              it is, a file system on it was probably mounted read-write: write the full new image, or restore the old one"
-                .into(),
-        ),
-        Mismatch::Source { within, .. } => (
-            format!("data that the delta builds on differs, between bytes {} and {}", within.start, within.end),
-            "The likely cause: a file system on it was mounted read-write since the image was written. \
-             Write the full new image, or restore the old one first"
-                .into(),
-        ),
-    }
-}
-
-/// Bytes that `patch` will read back at the end, for progress and for `info`.
-#[must_use]
-pub fn touched_parts(order: &CheckedOrder) -> u64 {
-    let mut parts: Vec<u64> = Vec::new();
-    for extent in order.touched.extents() {
-        let (first, last) = (extent.start * BLOCK / PART, (extent.end() * BLOCK).div_ceil(PART));
-        let first = parts.last().map_or(first, |last| first.max(last + 1));
-        parts.extend(first..last);
-    }
-    parts.len() as u64
+        }
+    };
+    (place, hint.into())
 }

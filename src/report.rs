@@ -9,6 +9,8 @@ use blkpatch::units::{BLOCK, human};
 use std::fmt::Write as _;
 use std::io::Write;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Writes a line to standard error. That nobody listens is no reason to stop what is being done to a disk.
 pub fn complain(text: &str) {
@@ -24,12 +26,19 @@ fn print(text: &str) {
 #[derive(Debug)]
 pub struct Terminal {
     quiet: bool,
+    /// Whether the target is being written.
+    writing: Arc<AtomicBool>,
 }
 
 impl Terminal {
     /// `quiet` leaves out everything but errors.
     pub fn new(quiet: bool) -> Self {
-        Self { quiet }
+        Self { quiet, writing: Arc::default() }
+    }
+
+    /// Becomes true when the first change to a target is about to be made.
+    pub fn writing_flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.writing)
     }
 
     fn say(&self, text: &str) {
@@ -40,6 +49,10 @@ impl Terminal {
 }
 
 impl Monitor for Terminal {
+    fn writing(&self) {
+        self.writing.store(true, Ordering::SeqCst);
+    }
+
     fn note(&self, text: &str) {
         self.say(&format!("note: {text}"));
     }

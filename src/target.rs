@@ -1,19 +1,18 @@
 //! What state a target is in: reads it once, past the cache, and compares it with what a delta knows (spec, chapter 8).
 
+use crate::blockset::BlockSet;
 use crate::compare::{add_region, zero_touched};
 use crate::delta::Delta;
-use crate::delta::batch::BatchKind;
 use crate::delta::check::CheckedOrder;
-use crate::delta::placement::{Placement, Sources};
 use crate::device::{AlignedBuffer, Device, DeviceError};
 use crate::digest::{ImageId, PartDigest, TreeDigest};
 use crate::error::Error;
+use crate::judge::{Progress, intact, judge, progress};
 use crate::monitor::Monitor;
-use crate::resume;
+use crate::sweep::{Chunks, read_padded, sweep, whole};
 use crate::units::{BLOCK, Extent, PART};
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::atomic::AtomicBool;
 
 /// How much is checked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,13 +51,15 @@ pub enum Mismatch {
         within: Option<Range<u64>>,
         /// Regions that differ, and regions in all.
         regions: Option<(u64, u64)>,
+        /// How much of what the delta writes is there.
+        progress: Progress,
     },
     /// Something differs that a batch reads.
     Source {
         /// The bytes that the batch reads there.
         within: Range<u64>,
-        /// Whether earlier batches are done: a run was interrupted, and a source was lost since.
-        begun: bool,
+        /// How much of what the delta writes is there: if anything, a source was lost after a run had begun.
+        progress: Progress,
     },
 }
 
@@ -73,9 +74,6 @@ pub struct Survey {
     /// [`Verify::Touched`].
     pub tree: Option<TreeDigest>,
 }
-
-/// Bytes that are read at once when a whole image is read.
-const CHUNK: usize = 2 << 20;
 
 /// Reads a target and says what it holds.
 ///
@@ -95,8 +93,8 @@ pub fn survey(
     let is_cut = device.resizable() && device.len() > delta.header.new.len;
     if verify == Verify::Touched && order.source_blocks > 0 && !is_cut {
         let mut judged = judge(device, delta, order, stop, monitor)?;
-        if let State::Neither(Mismatch::Source { begun, .. }) = &mut judged.state {
-            *begun = false; // without the untouched digest this may be any other image
+        if let State::Neither(Mismatch::Source { progress, .. }) = &mut judged.state {
+            *progress = Progress::Nothing; // without the untouched digest this may be any other image
         }
         return Ok(judged);
     }
@@ -113,14 +111,16 @@ pub fn survey(
     }
     if seen.untouched != delta.route.untouched {
         let (within, regions) = nearest(delta, &seen.regions);
-        let state = State::Neither(Mismatch::Untouched { within, regions });
+        let progress = progress(&delta.table, &intact(device, delta, stop, monitor)?);
+        let state = State::Neither(Mismatch::Untouched { within, regions, progress });
         return Ok(Survey { state, redo: Vec::new(), tree });
     }
     let judged = judge(device, delta, order, stop, monitor)?;
     // Nothing tells that such a file was patched, or held the old image.
     let no_evidence = is_new && order.touched.is_empty() || empty_old && !judged.redo.contains(&false);
     if no_evidence && device.resizable() {
-        let state = State::Neither(Mismatch::Untouched { within: None, regions: None });
+        let progress = Progress::Nothing;
+        let state = State::Neither(Mismatch::Untouched { within: None, regions: None, progress });
         return Ok(Survey { state, tree, ..judged });
     }
     // The digests say it is not the new image; if every batch seems done all the same, the check at the end will tell.
@@ -185,65 +185,49 @@ struct Seen {
     regions: Vec<u32>,
 }
 
-/// Reads `[0, len)` in order by a second thread and calls `each` with every part. Behind the end of a target that can
-/// grow, zeros follow: that is what growing it yields.
-fn read_parts(
-    device: &dyn Device,
+/// The digests of one part.
+struct PartSeen {
+    offset: u64,
     len: u64,
-    stop: &AtomicBool,
-    mut each: impl FnMut(u64, &mut [u8]),
-) -> Result<(), SurveyError> {
-    type Filled = Result<(u64, usize, AlignedBuffer), DeviceError>;
-    let (to_fill, empty): (SyncSender<AlignedBuffer>, Receiver<AlignedBuffer>) = sync_channel(2);
-    let (filled, to_use): (SyncSender<Filled>, Receiver<Filled>) = sync_channel(2);
-    std::thread::scope(|scope| {
-        scope.spawn(move || {
-            let mut at = 0;
-            while at < len {
-                let Ok(mut buffer) = empty.recv() else { return };
-                let want = (len - at).min(CHUNK as u64) as usize;
-                buffer.resize(want);
-                let result = read_padded(device, at, &mut buffer).map(|()| (at, want, buffer));
-                let failed = result.is_err();
-                if filled.send(result).is_err() || failed {
-                    return;
-                }
-                at += want as u64;
-            }
-        });
-        for _ in 0..2 {
-            // Fails only if there is nothing to read.
-            let _ = to_fill.send(AlignedBuffer::new((CHUNK as u64).min(len) as usize));
-        }
-        let mut result = Ok(());
-        for chunk in &to_use {
-            if stop.load(Ordering::Relaxed) {
-                result = Err(SurveyError::Stop);
-                break;
-            }
-            match chunk {
-                Ok((at, want, mut buffer)) => {
-                    let parts = buffer[..want].chunks_mut(PART as usize);
-                    (0u64..).zip(parts).for_each(|(i, part)| each(at + i * PART, part));
-                    let _ = to_fill.send(buffer); // the reader may have finished
-                }
-                Err(e) => {
-                    result = Err(e.into());
-                    break;
-                }
-            }
-        }
-        // The reader notices that nobody listens, and ends.
-        drop((to_fill, to_use));
-        result
-    })
+    touched: bool,
+    old: Option<PartDigest>,
+    new: Option<PartDigest>,
+    untouched: Option<PartDigest>,
 }
 
-fn read_padded(device: &dyn Device, offset: u64, buffer: &mut [u8]) -> Result<(), DeviceError> {
-    let there = if device.resizable() { device.len().saturating_sub(offset) } else { u64::MAX };
-    let (head, tail) = buffer.split_at_mut(buffer.len().min(usize::try_from(there).unwrap_or(usize::MAX)));
-    tail.fill(0);
-    if head.is_empty() { Ok(()) } else { device.read(offset, head) }
+/// The lengths that the three digests cover.
+#[derive(Clone, Copy)]
+struct Lengths {
+    old: u64,
+    new: u64,
+    untouched: u64,
+}
+
+fn look_at_part(offset: u64, part: &mut [u8], lengths: Lengths, touched: &BlockSet) -> PartSeen {
+    let blocks = Extent { start: offset / BLOCK, count: (part.len() as u64).div_ceil(BLOCK) };
+    let len = part.len() as u64;
+    let mut last: Option<((u64, bool), PartDigest)> = None;
+    // Parts of the same length hash alike, unless one image is so short that the part is its root.
+    let mut digest = |part: &[u8], total: u64| {
+        let len = total.saturating_sub(offset).min(part.len() as u64);
+        let key = (len, total <= PART);
+        match last {
+            Some((k, digest)) if k == key => digest,
+            _ => last.insert((key, PartDigest::new(offset, &part[..len as usize], total))).1,
+        }
+    };
+    let old = (offset < lengths.old).then(|| digest(part, lengths.old));
+    let new = (offset < lengths.new).then(|| digest(part, lengths.new));
+    let is_touched = touched.any(blocks);
+    let untouched = (offset < lengths.untouched).then(|| {
+        if !is_touched {
+            return digest(part, lengths.untouched);
+        }
+        zero_touched(part, blocks, touched);
+        let len = (lengths.untouched - offset).min(part.len() as u64);
+        PartDigest::new(offset, &part[..len as usize], lengths.untouched)
+    });
+    PartSeen { offset, len, touched: is_touched, old, new, untouched }
 }
 
 /// One read of the target, three digests: as old, as new, and untouched.
@@ -267,41 +251,21 @@ fn read_whole(
     let mut new = TreeDigest::new(new_len);
     let mut untouched = TreeDigest::new(untouched_len);
     let mut regions = Vec::new();
-    read_parts(device, len, stop, |offset, part| {
-        let blocks = Extent { start: offset / BLOCK, count: (part.len() as u64).div_ceil(BLOCK) };
-        let touched = order.touched.any(blocks);
-        let mut last: Option<(u64, bool, PartDigest)> = None;
-        // Parts of the same length hash alike, unless one image is so short that the part is its root.
-        let mut digest = |part: &[u8], total: u64| {
-            let len = total.saturating_sub(offset).min(part.len() as u64);
-            let key = (len, total <= PART);
-            match last {
-                Some((l, root, digest)) if (l, root) == key => digest,
-                _ => {
-                    let digest = PartDigest::new(offset, &part[..len as usize], total);
-                    last = Some((key.0, key.1, digest));
-                    digest
-                }
+    let lengths = Lengths { old: old_len, new: new_len, untouched: untouched_len };
+    let work = |offset: u64, chunk: &mut [u8]| -> Vec<PartSeen> {
+        let parts = (0u64..).zip(chunk.chunks_mut(PART as usize));
+        parts.map(|(i, part)| look_at_part(offset + i * PART, part, lengths, &order.touched)).collect()
+    };
+    sweep(device, &whole(len), stop, work, |parts| {
+        for part in parts {
+            part.old.into_iter().for_each(|digest| old.push(digest, false));
+            part.new.into_iter().for_each(|digest| new.push(digest, part.touched));
+            if let Some(digest) = part.untouched {
+                untouched.push(digest, false);
+                add_region(&mut regions, part.offset, &digest, delta.route.region_log);
             }
-        };
-        if offset < old_len {
-            old.push(digest(part, old_len), false);
+            monitor.advance(part.len);
         }
-        if offset < new_len {
-            new.push(digest(part, new_len), touched);
-        }
-        if offset < untouched_len {
-            let digest = if touched {
-                zero_touched(part, blocks, &order.touched);
-                let len = (untouched_len - offset).min(part.len() as u64);
-                PartDigest::new(offset, &part[..len as usize], untouched_len)
-            } else {
-                digest(part, untouched_len)
-            };
-            untouched.push(digest, false);
-            add_region(&mut regions, offset, &digest, delta.route.region_log);
-        }
-        monitor.advance(part.len() as u64);
     })?;
     while let Some(len) = new.missing_part() {
         new.push(PartDigest::placeholder(len), true);
@@ -309,71 +273,6 @@ fn read_whole(
     let untouched = untouched.finish().map_or([0; 32], |id| id.blake3);
     let old = old.finish().filter(|old| delta.route.old.is_some_and(|expected| expected.len == old.len));
     Ok(Seen { old, new, untouched, regions })
-}
-
-/// Judges every batch at rest: which are done, which must be done, and whether they can be.
-fn judge(
-    device: &dyn Device,
-    delta: &Delta,
-    order: &CheckedOrder,
-    stop: &AtomicBool,
-    monitor: &dyn Monitor,
-) -> Result<Survey, SurveyError> {
-    let new_len = delta.header.new.len;
-    monitor.phase("judging the batches", delta.route.counts.final_blocks * BLOCK);
-    let mut intact = Vec::with_capacity(delta.table.batches().len());
-    let mut begun = false;
-    for batch in delta.table.batches() {
-        if stop.load(Ordering::Relaxed) {
-            return Err(SurveyError::Stop);
-        }
-        let extents = delta.table.extents(batch);
-        let crc = crc_of(device, extents.iter().map(|e| e.bytes(new_len)))?;
-        intact.push(crc == batch.crc);
-        begun |= crc == batch.crc && batch.kind == BatchKind::Data;
-        monitor.advance(delta.table.written_bytes(batch, new_len));
-    }
-    let redo = resume::to_redo(&delta.table, order, &intact);
-    if !redo.contains(&true) && device.len() >= new_len {
-        return Ok(Survey { state: State::New, redo, tree: None });
-    }
-    let lost = first_lost_source(device, delta, order, &redo)?;
-    let state = match lost {
-        Some(within) => State::Neither(Mismatch::Source { within, begun }),
-        None => State::Convertible { done: redo.iter().filter(|redo| !**redo).count() as u64 },
-    };
-    Ok(Survey { state, redo, tree: None })
-}
-
-/// Compares the sources of all batches that must be done with their CRCs.
-fn first_lost_source(
-    device: &dyn Device,
-    delta: &Delta,
-    order: &CheckedOrder,
-    redo: &[bool],
-) -> Result<Option<Range<u64>>, SurveyError> {
-    let mut placement = Placement::new(&order.touched);
-    let mut reader = delta.steps()?;
-    let mut steps = Vec::new();
-    for ((index, batch), redo) in (0u64..).zip(delta.table.batches()).zip(redo) {
-        let missing = |block| crate::delta::DeltaError::Rule { rule: "source", batch: index, block };
-        let sources = match batch.kind {
-            BatchKind::Zero => Sources::default(),
-            BatchKind::Save => placement.save_sources(delta.table.saved(batch)).map_err(missing)?,
-            BatchKind::Data => {
-                reader.read_batch(delta.table.extents(batch), &mut steps)?;
-                placement.sources(&steps).map_err(missing)?
-            }
-        };
-        placement.advance(index, &delta.table, batch, &sources)?;
-        if *redo && let (Some(first), Some(last)) = (sources.home.first(), sources.home.last()) {
-            let within = first.start..last.end;
-            if crc_of(device, sources.home.into_iter())? != batch.source_crc {
-                return Ok(Some(within));
-            }
-        }
-    }
-    Ok(None)
 }
 
 /// CRC-32 of what the device holds in some ranges; zeros behind the end of a target that can grow.
@@ -399,30 +298,42 @@ pub(crate) fn reread_touched(
     tree: &mut TreeDigest,
     new_len: u64,
     monitor: &dyn Monitor,
-) -> Result<(), DeviceError> {
-    let mut buffer = AlignedBuffer::default();
-    let mut next = 0;
+) -> Result<(), SurveyError> {
+    let parts = touched_parts(order);
+    let lens: Vec<u64> = parts.iter().map(|part| tree.part_len(part * PART)).collect();
+    let chunk = |i: u64| parts[i as usize] * PART..parts[i as usize] * PART + lens[i as usize];
+    let chunks = Chunks { count: parts.len() as u64, chunk };
+    let work = |offset, part: &mut [u8]| (offset, PartDigest::new(offset, part, new_len));
+    // Everything is written: a wish to stop changes nothing any more.
+    sweep(device, &chunks, &AtomicBool::new(false), work, |(offset, digest)| {
+        tree.replace(offset, digest);
+        monitor.advance(digest.len);
+    })
+}
+
+/// The parts that hold touched blocks, by number.
+pub(crate) fn touched_parts(order: &CheckedOrder) -> Vec<u64> {
+    let mut parts: Vec<u64> = Vec::new();
     for extent in order.touched.extents() {
         let (first, last) = (extent.start * BLOCK / PART, (extent.end() * BLOCK).div_ceil(PART));
-        for part in first.max(next)..last {
-            let offset = part * PART;
-            buffer.resize(tree.part_len(offset) as usize);
-            device.read(offset, &mut buffer)?;
-            tree.replace(offset, PartDigest::new(offset, &buffer, new_len));
-            monitor.advance(buffer.len() as u64);
-            next = part + 1;
-        }
+        let first = parts.last().map_or(first, |last| first.max(last + 1));
+        parts.extend(first..last);
     }
-    Ok(())
+    parts
 }
 
 /// Reads everything again.
 pub(crate) fn reread_all(device: &dyn Device, new_len: u64, monitor: &dyn Monitor) -> Result<TreeDigest, SurveyError> {
     let mut tree = TreeDigest::new(new_len);
-    // Everything is written: a wish to stop changes nothing any more.
-    read_parts(device, new_len, &AtomicBool::new(false), |offset, part| {
-        tree.push(PartDigest::new(offset, part, new_len), false);
-        monitor.advance(part.len() as u64);
+    let work = |offset: u64, chunk: &mut [u8]| -> Vec<PartDigest> {
+        let parts = (0u64..).zip(chunk.chunks(PART as usize));
+        parts.map(|(i, part)| PartDigest::new(offset + i * PART, part, new_len)).collect()
+    };
+    sweep(device, &whole(new_len), &AtomicBool::new(false), work, |parts| {
+        for part in parts {
+            monitor.advance(part.len);
+            tree.push(part, false);
+        }
     })?;
     Ok(tree)
 }

@@ -203,6 +203,42 @@ fn stopped_before_the_first_write_leaves_the_target_untouched_and_says_so() {
     assert!(said.code == 1 || said.code == -2, "{said:?}");
 }
 
+/// Both signals at once: whichever way they fall, what is said fits what was done.
+#[test]
+fn stopped_at_once_by_a_second_signal_says_whether_anything_was_written() {
+    if !loops("stopping patch twice") {
+        return;
+    }
+    let (old, new) = busy_pair(scaled(6 * MIB, 64 * MIB));
+    let scene = Scene::with_delta(&old, &new);
+    let delta = scene.path("delta");
+    let planned = info_number(&info(&delta), "written_bytes");
+    for share in [0, 1, planned / 2] {
+        let device = Loop::attach(&scene.write("backing", &old));
+        let mut child = start_patch(&delta, device.path());
+        let fds = format!("/proc/{}/fd", child.id());
+        let opened = || {
+            let links = fs::read_dir(&fds).into_iter().flatten().flatten();
+            links.into_iter().any(|fd| fs::read_link(fd.path()).is_ok_and(|path| path == device.path()))
+        };
+        kill_when(&mut child, || if share == 0 { opened() } else { device.bytes_written() >= share });
+        signal(&mut child, "INT");
+        signal(&mut child, "TERM");
+        let said = finish(child, "patch");
+        match said.code {
+            0 => {}
+            1 => {
+                assert_eq!(device.bytes_written(), 0, "{said:?}");
+                said.says("Nothing was written");
+            }
+            3 => drop(said.says("Run the same command again")),
+            _ => panic!("{said:?}"),
+        }
+        run(&[&"patch", &delta, &device.path()]).code(0);
+        assert_same(&device.read(), &new, "the device that was stopped twice and resumed");
+    }
+}
+
 // -------------------------------------------------------------------------------------------------------- diff
 
 #[test]

@@ -350,6 +350,37 @@ fn a_target_that_another_process_has_locked() {
 }
 
 #[test]
+fn a_partition_of_a_disk_that_another_process_has_locked() {
+    if !loops("a partition of a locked disk") {
+        return;
+    }
+    let scene = small_scene();
+    let old = scene.read("old");
+    let mut disk = vec![0; MIB];
+    disk.extend_from_slice(&old);
+    disk.resize(disk.len().next_multiple_of(MIB), 0);
+    let device = Loop::attach(&scene.write("disk", &disk));
+    // A kernel need not know any kind of partition table to be told of a partition.
+    let (start, count) = ((MIB / 512).to_string(), ((disk.len() - MIB) / 512).to_string());
+    tool("addpart", &[&device.path(), &"1", &start, &count]);
+    let name = device.path().file_name().unwrap().to_string_lossy().into_owned();
+    let number = fs::read_to_string(format!("/sys/block/{name}/{name}p1/dev")).unwrap();
+    // Where no udev runs, perhaps nobody makes a node for it.
+    let (major, minor) = number.trim().split_once(':').unwrap();
+    let partition = scene.path("partition");
+    tool("mknod", &[&partition, &"b", &major, &minor]);
+    let delta = scene.path("delta");
+    let holder = File::open(device.path()).unwrap();
+    rustix::fs::flock(&holder, FlockOperation::LockExclusive).unwrap();
+    let said = run(&[&"patch", &delta, &partition]).code(1);
+    said.says("in use").says("the disk that this is a partition of").says("Nothing was written");
+    assert_eq!(device.bytes_written(), 0);
+    drop(holder);
+    run(&[&"patch", &delta, &partition]).code(0);
+    assert_same(&device.read()[MIB..MIB + scene.read("new").len()], &scene.read("new"), "the partition");
+}
+
+#[test]
 fn a_mounted_device() {
     if !loops("a mounted device") || !ext4("a mounted device") {
         return;

@@ -42,7 +42,7 @@ fn an_interrupted_run_is_resumed_and_said() {
         target[part(5)][..torn].copy_from_slice(&new[part(5)][..torn]);
         scene.write("target", &target);
         assert_state(&scene.path("delta"), &scene.path("target"), "convertible");
-        let said = patched(&scene, &[]).says("resuming an interrupted run");
+        let said = patched(&scene, &[]).says("resuming an interrupted run from batch").says("same delta file");
         assert_eq!(
             said.written().0 as usize,
             if torn == PART { PART } else { 2 * PART },
@@ -89,6 +89,32 @@ fn a_lost_source_is_refused_and_after_the_first_write_called_damage() {
     let before = Unwritten::look(&path);
     run(&[&"patch", &scene.path("delta"), &path]).code(4).says("damaged").says("write the full new image");
     before.still(&path);
+}
+
+#[test]
+fn a_change_elsewhere_is_told_apart_by_what_was_patched_before() {
+    let scene = chain_scene();
+    let (old, new) = (scene.read("old"), scene.read("new"));
+    let refused = |target: &[u8], code: i32, text: &str| {
+        let path = scene.write("target", target);
+        assert_state(&scene.path("delta"), &path, "neither");
+        let before = Unwritten::look(&path);
+        run(&[&"patch", &scene.path("delta"), &path]).code(code).says(text);
+        before.still(&path);
+    };
+    let changed = |image: &[u8], patched: &[usize]| {
+        let mut target = image.to_vec();
+        for number in patched {
+            target[part(*number)].copy_from_slice(&new[part(*number)]);
+        }
+        target[part(12)][77] ^= 8; // no batch writes this
+        target
+    };
+    refused(&changed(&old, &[]), 1, "probably mounted read-write");
+    refused(&changed(&new, &[]), 1, "probably patched before");
+    // Part 9 is written first, 7 last.
+    refused(&changed(&old, &[9]), 4, "patched already, by a run that was interrupted");
+    refused(&changed(&old, &[7]), 1, "another release");
 }
 
 #[test]

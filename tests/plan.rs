@@ -1,29 +1,20 @@
 //! Orders of larger random changes keep the rules: the writer and the checker refuse any that does not.
 
+#[path = "common/rng.rs"]
+mod rng;
+
 use blkpatch::compare::View;
 use blkpatch::delta::Delta;
 use blkpatch::delta::check::check_order;
 use blkpatch::diff::{DiffOptions, diff_views};
 use blkpatch::monitor::Silent;
+use rng::Rng;
 use std::sync::Arc;
-
-/// A small deterministic generator (splitmix64).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        (z ^ (z >> 31)) % n.max(1)
-    }
-}
 
 const BLOCK: usize = 4096;
 
-fn image(random: &mut Random, blocks: usize) -> Vec<u8> {
-    (0..blocks * BLOCK / 8).flat_map(|_| random.below(u64::MAX).to_le_bytes()).collect()
+fn image(random: &mut Rng, blocks: usize) -> Vec<u8> {
+    random.bytes(blocks * BLOCK)
 }
 
 fn check(old: &[u8], new: &[u8], what: &str) {
@@ -38,23 +29,23 @@ fn check(old: &[u8], new: &[u8], what: &str) {
 }
 
 /// Moves stretches of random length around: everything moves, cycles of every kind arise.
-fn shuffled(random: &mut Random, old: &[u8], longest: u64) -> Vec<u8> {
+fn shuffled(random: &mut Rng, old: &[u8], longest: usize) -> Vec<u8> {
     let mut pieces = Vec::new();
     let mut at = 0;
     while at < old.len() {
-        let len = ((1 + random.below(longest) as usize) * BLOCK).min(old.len() - at);
+        let len = ((1 + random.below(longest)) * BLOCK).min(old.len() - at);
         pieces.push(&old[at..at + len]);
         at += len;
     }
     for i in (1..pieces.len()).rev() {
-        pieces.swap(i, random.below(i as u64 + 1) as usize);
+        pieces.swap(i, random.below(i + 1));
     }
     pieces.concat()
 }
 
 #[test]
 fn permutations_keep_the_rules() {
-    let mut random = Random(1);
+    let mut random = Rng::new(1);
     for blocks in [100, 700, 2500] {
         for longest in [1, 5, 60] {
             let old = image(&mut random, blocks);
@@ -69,21 +60,21 @@ fn permutations_keep_the_rules() {
 
 #[test]
 fn permutations_beside_literals_and_zeros_keep_the_rules() {
-    let mut random = Random(2);
-    for round in 0..8u64 {
+    let mut random = Rng::new(2);
+    for round in 0..8 {
         let mut old = image(&mut random, 1500);
         for _ in 0..6 {
-            let at = random.below(1400) as usize * BLOCK;
-            old[at..at + (1 + random.below(90) as usize) * BLOCK].fill(0);
+            let at = random.below(1400) * BLOCK;
+            old[at..at + (1 + random.below(90)) * BLOCK].fill(0);
         }
         let mut new = shuffled(&mut random, &old, 1 + round * 20);
         for _ in 0..6 {
-            let at = random.below(1400) as usize * BLOCK;
-            let fresh = image(&mut random, 1 + round as usize * 10);
+            let at = random.below(1400) * BLOCK;
+            let fresh = image(&mut random, 1 + round * 10);
             new[at..at + fresh.len()].copy_from_slice(&fresh);
         }
         if round % 2 == 0 {
-            new.rotate_right(1000 * round as usize + 7);
+            new.rotate_right(1000 * round + 7);
         }
         check(&old, &new, &format!("round {round}"));
     }

@@ -171,8 +171,8 @@ pub fn memory_needed(header: &Header, route: &Route, route_number: u16) -> u64 {
     [
         BASE_MEMORY,
         windows.fold(0, u64::saturating_add),
-        // What a batch writes, twice (a check of its extents may read them), what it reads, its steps.
-        u64::from(limits.batch_bytes) * 2,
+        // What three batches write (one is made, one written, one waits), what one reads, its steps.
+        u64::from(limits.batch_bytes) * 3,
         limits.source_bytes.into(),
         u64::from(limits.batch_steps) * 64,
         counts.batches.saturating_mul(80),

@@ -22,13 +22,21 @@ pub struct BlockTarget {
     sector: u64,
     /// Where the device starts on its disk, in bytes, for a partition.
     start: Option<u64>,
+    /// For a partition: the disk, open and locked as long as this lives.
+    _disk: Option<File>,
 }
 
 impl BlockTarget {
     /// Wraps an open device of `len` bytes, more of which are never used, with logical blocks of `sector` bytes.
     #[must_use]
     pub fn new(file: File, path: &Path, len: u64, sector: u64, start: Option<u64>) -> Self {
-        Self { file, path: path.to_owned(), len, sector: sector.clamp(512, ALIGN as u64), start }
+        Self { file, path: path.to_owned(), len, sector: sector.clamp(512, ALIGN as u64), start, _disk: None }
+    }
+
+    /// Keeps a file open, and with it its lock, as long as the device is.
+    #[must_use]
+    pub fn holding(self, disk: Option<File>) -> Self {
+        Self { _disk: disk, ..self }
     }
 
     fn error(&self, operation: &'static str, offset: u64, len: u64, source: io::Error) -> DeviceError {

@@ -111,6 +111,14 @@ impl Device for FileTarget {
         }
     }
 
+    fn is_hole(&self, offset: u64, len: u64) -> bool {
+        use rustix::fs::SeekFrom;
+        match rustix::fs::seek(&self.file, SeekFrom::Data(offset)) {
+            Ok(data) => data >= offset.saturating_add(len),
+            Err(e) => e == rustix::io::Errno::NXIO && offset < self.len(), // no data up to the end
+        }
+    }
+
     fn sync(&self) -> Result<(), DeviceError> {
         self.file.sync_all().map_err(|e| self.error("syncing", 0, 0, e))
     }

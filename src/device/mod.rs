@@ -99,6 +99,12 @@ pub trait Device: Send + Sync {
         Ok(())
     }
 
+    /// Whether it is known without reading that `len` bytes from `offset` are zeros.
+    fn is_hole(&self, offset: u64, len: u64) -> bool {
+        let _ = (offset, len);
+        false
+    }
+
     /// Returns when everything written before is durable. An error is final: the system may report it only once,
     /// so a later success proves nothing.
     ///

@@ -132,6 +132,7 @@ fn open_block(path: &Path, access: Access, rdev: u64) -> Result<Box<dyn Device>,
         return Err(OpenError::ReadOnly { path: path.to_owned() });
     }
     let flags = if access == Access::Read { OFlags::DIRECT } else { OFlags::DIRECT | OFlags::EXCL };
+    let disk = lock_disk(rdev, path, access)?;
     let mut file = open(path, access, flags)?;
     lock(&file, path, access)?;
     let len = file.seek(SeekFrom::End(0)).map_err(io_error)?;
@@ -141,7 +142,36 @@ fn open_block(path: &Path, access: Access, rdev: u64) -> Result<Box<dyn Device>,
         let what = "a device with sectors of more than 4096 bytes";
         return Err(OpenError::WrongKind { path: path.to_owned(), what });
     }
-    Ok(Box::new(BlockTarget::new(file, path, len, u64::from(sector), partition_start(rdev))))
+    let start = partition_start(rdev);
+    Ok(Box::new(BlockTarget::new(file, path, len, u64::from(sector), start).holding(disk)))
+}
+
+/// For a partition: locks the whole disk too, which is what udev and the programs that follow it look at
+/// (systemd.io, 'Locking Block Device Access'). `None` for a whole disk, and where the disk has no usable node.
+fn lock_disk(rdev: u64, path: &Path, access: Access) -> Result<Option<File>, OpenError> {
+    if sysfs(rdev, "partition").is_none() {
+        return Ok(None);
+    }
+    let Some(node) = sysfs(rdev, "../dev").and_then(|number| disk_node(rdev, &number)) else { return Ok(None) };
+    // Whoever may use the partition only cannot lock the disk, and need not.
+    let Ok(disk) = File::open(&node) else { return Ok(None) };
+    lock(&disk, path, access).map_err(|e| match e {
+        OpenError::Busy { path, .. } => {
+            OpenError::Busy { path, by: "another program has locked the disk that this is a partition of" }
+        }
+        e => e,
+    })?;
+    Ok(Some(disk))
+}
+
+/// The node in /dev of the disk that a partition belongs to, if it is the device `number`, as major:minor.
+fn disk_node(rdev: u64, number: &str) -> Option<PathBuf> {
+    let (major, minor) = (rustix::fs::major(rdev), rustix::fs::minor(rdev));
+    let disk = std::fs::canonicalize(format!("/sys/dev/block/{major}:{minor}/..")).ok()?;
+    let node = Path::new("/dev").join(disk.file_name()?.to_string_lossy().replace('!', "/"));
+    let found = std::fs::metadata(&node).ok()?;
+    let is_it = format!("{}:{}", rustix::fs::major(found.rdev()), rustix::fs::minor(found.rdev())) == number;
+    (found.file_type().is_block_device() && is_it).then_some(node)
 }
 
 /// How often a lock is tried, a tenth of a second apart: udev holds one for a moment after a device was closed.

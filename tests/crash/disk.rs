@@ -7,22 +7,15 @@ use std::sync::Mutex;
 
 pub const SECTOR: usize = 512;
 
-/// A small deterministic generator (splitmix64).
+/// What the power loss prevented.
 #[derive(Clone, Debug)]
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    pub fn below(&mut self, n: u64) -> u64 {
-        self.next() % n.max(1)
-    }
+pub enum Cut {
+    /// A sector: its content, and where it was to be written.
+    Write(usize, Vec<u8>),
+    Sync,
+    Resize,
+    /// The next operation that changes something, but a read came before it.
+    Read,
 }
 
 #[derive(Debug, Default)]
@@ -34,8 +27,9 @@ struct Inside {
     /// Sectors written since the last sync, in order: (first byte, content).
     pending: Vec<(usize, Vec<u8>)>,
     /// Operations that change something (writes, syncs) left before the power goes; `None`: it stays.
-    fuse: Option<u64>,
-    operations: u64,
+    fuse: Option<usize>,
+    operations: usize,
+    cut: Option<Cut>,
     resizable: bool,
 }
 
@@ -49,12 +43,17 @@ impl Disk {
     }
 
     /// The power goes before the `n`-th operation from now that changes something.
-    pub fn light_fuse(&self, n: Option<u64>) {
+    pub fn light_fuse(&self, n: Option<usize>) {
         self.0.lock().unwrap().fuse = n;
     }
 
-    pub fn operations(&self) -> u64 {
+    pub fn operations(&self) -> usize {
         self.0.lock().unwrap().operations
+    }
+
+    /// What the power loss prevented first; `None`: nothing.
+    pub fn cut(&self) -> Option<Cut> {
+        self.0.lock().unwrap().cut.clone()
     }
 
     pub fn unsynced(&self) -> usize {
@@ -65,13 +64,16 @@ impl Disk {
         self.0.lock().unwrap().visible.clone()
     }
 
-    /// The power comes back; `keep` says of each unsynced sector write, in order, whether it landed.
+    /// The power comes back; `keep` says of each unsynced sector write, in order, whether it landed, and of
+    /// `usize::MAX` whether an unsynced length did.
     pub fn power_up(&self, mut keep: impl FnMut(usize) -> bool) -> Disk {
         let inside = self.0.lock().unwrap();
         let mut content = inside.durable.clone();
-        content.resize(inside.visible.len(), 0);
+        if content.len() != inside.visible.len() && keep(usize::MAX) {
+            content.resize(inside.visible.len(), 0);
+        }
         for (i, (at, sector)) in inside.pending.iter().enumerate() {
-            if keep(i) {
+            if at + sector.len() <= content.len() && keep(i) {
                 content[*at..*at + sector.len()].copy_from_slice(sector);
             }
         }
@@ -84,10 +86,13 @@ fn dead(operation: &'static str, offset: u64) -> DeviceError {
 }
 
 impl Inside {
-    fn burn(&mut self, operation: &'static str, offset: u64) -> Result<(), DeviceError> {
+    fn burn(&mut self, offset: usize, what: impl FnOnce() -> Cut) -> Result<(), DeviceError> {
         self.operations += 1;
         match &mut self.fuse {
-            Some(0) => Err(dead(operation, offset)),
+            Some(0) => {
+                self.cut.get_or_insert_with(what);
+                Err(dead("changing", offset as u64))
+            }
             Some(n) => {
                 *n -= 1;
                 Ok(())
@@ -112,16 +117,16 @@ impl Device for Disk {
 
     fn set_len(&self, len: u64) -> Result<(), DeviceError> {
         let mut inside = self.0.lock().unwrap();
-        inside.burn("resizing", len)?;
+        inside.burn(len as usize, || Cut::Resize)?;
         inside.visible.resize(len as usize, 0);
-        inside.durable.resize(len as usize, 0);
         inside.pending.retain(|(at, sector)| at + sector.len() <= len as usize);
         Ok(())
     }
 
     fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DeviceError> {
-        let inside = self.0.lock().unwrap();
+        let mut inside = self.0.lock().unwrap();
         if inside.fuse == Some(0) {
+            inside.cut.get_or_insert(Cut::Read);
             return Err(dead("reading", offset));
         }
         let at = offset as usize;
@@ -137,8 +142,8 @@ impl Device for Disk {
         while start < at + data.len() {
             // Each sector is an operation: the power may go between any two.
             let end = ((start / SECTOR + 1) * SECTOR).min(at + data.len());
-            inside.burn("writing", start as u64)?;
             let sector = data[start - at..end - at].to_vec();
+            inside.burn(start, || Cut::Write(start, sector.clone()))?;
             inside.visible[start..end].copy_from_slice(&sector);
             inside.pending.push((start, sector));
             start = end;
@@ -152,7 +157,7 @@ impl Device for Disk {
 
     fn sync(&self) -> Result<(), DeviceError> {
         let mut inside = self.0.lock().unwrap();
-        inside.burn("syncing", 0)?;
+        inside.burn(0, || Cut::Sync)?;
         inside.pending.clear();
         inside.durable = inside.visible.clone();
         Ok(())

@@ -1,8 +1,8 @@
 //! Small pairs that need every kind of scratch.
 
-use super::disk::Random;
+use super::rng::Rng;
 
-const BLOCK: usize = 4096;
+pub const BLOCK: usize = 4096;
 
 pub struct Pair {
     pub name: String,
@@ -13,16 +13,11 @@ pub struct Pair {
 }
 
 /// `count` blocks drawn from `kinds` different contents; few kinds make blocks equal by chance.
-fn blocks(random: &mut Random, count: usize, kinds: u64) -> Vec<u8> {
-    let mut out = Vec::with_capacity(count * BLOCK);
-    for _ in 0..count {
-        let seed = if kinds == 0 { random.next() } else { 1 + random.below(kinds) };
-        let mut content = Random(seed);
-        for _ in 0..BLOCK / 8 {
-            out.extend(content.next().to_le_bytes());
-        }
+fn blocks(random: &mut Rng, count: usize, kinds: usize) -> Vec<u8> {
+    if kinds == 0 {
+        return random.bytes(count * BLOCK);
     }
-    out
+    (0..count).flat_map(|_| Rng::new(1 + random.below(kinds) as u64).bytes(BLOCK)).collect()
 }
 
 fn pair(name: &str, old: Vec<u8>, new: Vec<u8>, resizable: bool) -> Pair {
@@ -30,7 +25,7 @@ fn pair(name: &str, old: Vec<u8>, new: Vec<u8>, resizable: bool) -> Pair {
 }
 
 pub fn swap_two_blocks() -> Pair {
-    let old = blocks(&mut Random(7), 4, 0);
+    let old = blocks(&mut Rng::new(7), 4, 0);
     let mut new = old.clone();
     new[..2 * BLOCK].rotate_left(BLOCK);
     pair("swap of two blocks", old, new, false)
@@ -38,8 +33,8 @@ pub fn swap_two_blocks() -> Pair {
 
 /// The kinds of change, with content that differs from round to round.
 pub fn all(seed: u64, round: u64) -> Vec<Pair> {
-    let random = &mut Random(seed);
-    let count = 6 + random.below(12) as usize;
+    let random = &mut Rng::new(seed);
+    let count = 6 + random.below(12);
     let kinds = [0, 0, 3, 6][(round % 4) as usize];
     let old = blocks(random, count, kinds);
     let resizable = random.below(2) == 0;
@@ -59,18 +54,26 @@ pub fn all(seed: u64, round: u64) -> Vec<Pair> {
     add("halves swapped", new);
 
     let mut new = Vec::new();
-    let mut order: Vec<usize> = (0..count).collect();
-    for i in (1..count).rev() {
-        order.swap(i, random.below(i as u64 + 1) as usize);
-    }
-    order.iter().for_each(|block| new.extend(&old[block * BLOCK..(block + 1) * BLOCK]));
+    random.permutation(count).iter().for_each(|block| new.extend(&old[block * BLOCK..(block + 1) * BLOCK]));
     add("permutation", new);
 
     let mut new = old.clone();
     for block in new.chunks_mut(BLOCK) {
         block.rotate_left(100); // every block is made from itself
     }
+    let mut scarce = new.clone();
     add("self-references", new);
+
+    scarce[(count - 1) * BLOCK..].copy_from_slice(&random.bytes(BLOCK));
+    add("self-references, one free block", scarce);
+
+    let mut new = random.bytes(old.len()); // the second half is free
+    for (block, old) in new.chunks_mut(BLOCK).zip(old.chunks(BLOCK)).take(count / 2) {
+        let used = BLOCK - random.below(2) * 1500; // some blocks are used in part
+        block[..used].copy_from_slice(&old[..used]);
+        block[..used].rotate_left(100);
+    }
+    add("self-references, many free blocks", new);
 
     let mut new = old.clone();
     new[..BLOCK / 2 * count].rotate_right(700);
@@ -96,20 +99,32 @@ pub fn all(seed: u64, round: u64) -> Vec<Pair> {
     new[..BLOCK].fill(0);
     cases.push(pair("beside zeros", zeroed, new, resizable));
 
+    let mut blank = old.clone();
+    blank[2 * BLOCK..3 * BLOCK].fill(0);
+    let mut new = blank.clone();
+    new.chunks_mut(BLOCK).for_each(|block| block.rotate_left(100));
+    cases.push(pair("self-references beside one zero block", blank, new, resizable));
+
+    let short = old[..old.len() - 700].to_vec(); // its last block is saved in part
+    let mut new = old.clone();
+    new.chunks_mut(BLOCK).for_each(|block| block[..BLOCK - 700].rotate_left(100));
+    new.extend(random.bytes(2 * BLOCK));
+    cases.push(pair("self-references, longer, a short last block", short, new, resizable));
+
     let new = mixed(random, &old, count);
     cases.push(pair("mixed", old, new, resizable));
     cases
 }
 
 /// Random edits, moves and swaps.
-fn mixed(random: &mut Random, old: &[u8], count: usize) -> Vec<u8> {
+fn mixed(random: &mut Rng, old: &[u8], count: usize) -> Vec<u8> {
     let mut new = old.to_vec();
     for _ in 0..1 + random.below(6) {
-        let (a, b) = (random.below(count as u64) as usize, random.below(count as u64) as usize);
+        let (a, b) = (random.below(count), random.below(count));
         match random.below(4) {
             0 => new[a * BLOCK..(a + 1) * BLOCK].copy_from_slice(&old[b * BLOCK..(b + 1) * BLOCK]),
             1 => new[a * BLOCK + 10..a * BLOCK + 20].fill(b as u8),
-            2 => new[a.min(b) * BLOCK..(a.max(b) + 1) * BLOCK].rotate_left(1 + random.below(BLOCK as u64) as usize),
+            2 => new[a.min(b) * BLOCK..(a.max(b) + 1) * BLOCK].rotate_left(1 + random.below(BLOCK)),
             _ => new[a * BLOCK..(a + 1) * BLOCK].fill(0),
         }
     }

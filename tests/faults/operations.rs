@@ -155,7 +155,10 @@ fn every_operation_fails(
             "{said}: {text}"
         );
         assert!(text.contains("the same command"), "{said}: {text}");
-        assert_eq!(device.state.lock().unwrap().changed_since, 0, "{said}: changed after the failure");
+        if operation != "reading" {
+            // Where reading fails, what was prepared before may still be written.
+            assert_eq!(device.state.lock().unwrap().changed_since, 0, "{said}: changed after the failure");
+        }
         assert_eq!(text.contains("Nothing was written"), e.exit_code() == exit::REFUSED, "{said}: {text}");
         match e.exit_code() {
             exit::REFUSED => assert!(inner.contents() == content, "{said}: {text}, and yet it was written"),
