@@ -84,7 +84,7 @@ pub fn walk(
             differences,
             literals,
             step_list: Vec::new(),
-            sources: SourceBuffer::default(),
+            sources: SourceBuffer { end: device.len(), ..SourceBuffer::default() },
             desk: Desk { to_write, to_reuse, underway: VecDeque::new(), buffers: Vec::new(), made: 0 },
         };
         let prepared = walker.all(redo, stop, monitor);
@@ -306,6 +306,8 @@ fn have_common(mut a: &[Extent], mut b: &[Extent]) -> bool {
 /// The source blocks of a batch, in memory: read in ascending order, neighbours at once.
 #[derive(Default)]
 struct SourceBuffer {
+    /// Where the target ended when the walk began; one that ends sooner by now fails to be read.
+    end: u64,
     extents: Vec<(Extent, usize)>,
     bytes: AlignedBuffer,
 }
@@ -315,10 +317,9 @@ impl SourceBuffer {
         self.extents.clear();
         self.bytes.resize(sources.bytes() as usize);
         let mut at = 0;
-        let end = device.len();
         for extent in &sources.blocks {
             // The image's last block may be short; behind it there is nothing to read.
-            let bytes = extent.bytes(end);
+            let bytes = extent.bytes(self.end);
             let len = (bytes.end - bytes.start) as usize;
             device.read(bytes.start, &mut self.bytes[at..at + len])?;
             self.extents.push((*extent, at));

@@ -85,7 +85,9 @@ pub enum Error {
         hint: String,
     },
     /// The target failed before anything was written.
-    #[error("{0}\nNothing was written.")]
+    #[error(
+        "{0}.\nNothing was written. Check the medium and its cable ('dmesg' may tell more), then run the same command again"
+    )]
     Device(#[from] DeviceError),
     /// What the target returns, or the delta itself, contradicts the checks that came before.
     #[error("{name}: {why}.\nNothing was written. Try again; if it happens again, the medium or the delta is bad")]
@@ -100,13 +102,13 @@ pub enum Error {
     Interrupted,
     /// Stopped after writing began.
     #[error(
-        "{name}: stopped after {written} had been written: {why}.\nThe target is between the old and the new image. \
+        "{name}: stopped {written}: {why}.\nThe target is between the old and the new image. \
         Run the same command again, with this same delta file, to finish"
     )]
     Stopped {
         /// The target.
         name: String,
-        /// Bytes written so far, for people.
+        /// How much had been written, for people.
         written: String,
         /// Why.
         why: String,
@@ -130,7 +132,11 @@ impl Error {
 
     /// A failure after `written` bytes were written to the target.
     pub(crate) fn stopped(name: String, written: u64, why: &dyn std::fmt::Display) -> Self {
-        Self::Stopped { name, written: human(written), why: why.to_string() }
+        let written = match written {
+            0 => "as writing began".into(),
+            bytes => format!("after {} had been written", human(bytes)),
+        };
+        Self::Stopped { name, written, why: why.to_string() }
     }
 
     /// The program's exit code for this failure.

@@ -108,6 +108,7 @@ pub fn patch_device(
     if !options.dry_run {
         device.sync()?; // the old image may still be on its way
     }
+    let len = device.len();
     let survey = survey(device, delta, order, options.verify, stop, monitor).map_err(|e| e.untouched(delta_path))?;
     let counts = &delta.route.counts;
     let mut report = PatchReport {
@@ -127,7 +128,11 @@ pub fn patch_device(
                 monitor.note(&convertible_note(device, delta, done, &survey.redo));
             }
         }
-        write_all(opened, delta_path, device, survey, options, stop, monitor, &mut report)?;
+        if device.len() != len {
+            let why = format!("its length changed from {len} to {} bytes while it was checked", device.len());
+            return Err(Error::Unreliable { name: device.name(), why });
+        }
+        write_all(opened, device, survey, options, stop, monitor, &mut report)?;
     }
     report.elapsed = start.elapsed();
     Ok(report)
@@ -172,7 +177,6 @@ fn working_len(device: &dyn Device, delta: &Delta) -> Option<u64> {
 
 fn write_all(
     opened: &Opened,
-    delta_path: &Path,
     device: &dyn Device,
     survey: Survey,
     options: &PatchOptions,
@@ -190,15 +194,20 @@ fn write_all(
         }
         monitor.writing();
         let grown = working.is_some_and(|len| len != device.len());
-        if let Some(len) = working {
+        if let Some(len) = working.filter(|_| grown) {
             device.set_len(len)?;
         }
+        let len = device.len();
         report.patched = true;
         report.walked.began = grown;
         monitor.phase("patching", (delta.route.counts.final_blocks + delta.route.counts.scratch_blocks) * BLOCK);
         let walked = &mut report.walked;
-        walk(device, delta, order, &survey.redo, stop, monitor, walked)
-            .map_err(|e| stopped(device, delta_path, walked, e))?;
+        walk(device, delta, order, &survey.redo, stop, monitor, walked).map_err(|e| stopped(device, walked, e))?;
+        // What is gone from untouched parts, no reading back of touched ones would tell.
+        if device.len() < len {
+            let why = format!("its length changed from {len} to {} bytes while it was patched", device.len());
+            return Err(Error::stopped(device.name(), walked.written, &why));
+        }
         check_result(opened, device, survey.tree, options.verify, monitor, report.walked.written)?;
     }
     if working.is_some() && device.len() != new_len {
@@ -209,15 +218,13 @@ fn write_all(
     Ok(())
 }
 
-fn stopped(device: &dyn Device, delta_path: &Path, walked: &Walked, e: WalkError) -> Error {
+fn stopped(device: &dyn Device, walked: &Walked, e: WalkError) -> Error {
     let name = device.name();
     match e {
-        WalkError::WrongResult { .. } if !walked.began => Error::Unreliable { name, why: e.to_string() },
-        // Nothing was overwritten by a wrong result, but what it was made from is gone.
-        WalkError::WrongResult { .. } => Error::Damaged { name, why: e.to_string() },
         WalkError::Stop if !walked.began => Error::Interrupted,
         WalkError::Device(e) if !walked.began => Error::Device(e),
-        WalkError::Delta(source) if !walked.began => Error::Delta { path: delta_path.to_owned(), source },
+        _ if !walked.began => Error::Unreliable { name, why: e.to_string() },
+        // Also where a batch came out wrong: whether what it is made from is lost for good, the next run tells.
         _ => Error::stopped(name, walked.written, &e),
     }
 }

@@ -49,8 +49,8 @@ pub enum DeltaError {
     /// A structure is not as the spec says.
     #[error("it is malformed: {0}")]
     Malformed(&'static str),
-    /// A compressed stream cannot be read.
-    #[error("it is malformed: the {stream} stream: {why}")]
+    /// A compressed stream cannot be read: it is malformed, or the medium with the delta failed.
+    #[error("its {stream} stream cannot be read: {why}")]
     Stream {
         /// The section's name.
         stream: &'static str,

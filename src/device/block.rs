@@ -6,7 +6,7 @@ use super::file::{read_all, write_all};
 use super::{Device, DeviceError, ZEROS};
 use rustix::fs::FallocateFlags;
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 /// Bytes moved at once through a bounce buffer.
@@ -27,7 +27,7 @@ pub struct BlockTarget {
 }
 
 impl BlockTarget {
-    /// Wraps an open device of `len` bytes with logical blocks of `sector` bytes.
+    /// Wraps an open device of `len` bytes, more of which are never used, with logical blocks of `sector` bytes.
     #[must_use]
     pub fn new(file: File, path: &Path, len: u64, sector: u64, start: Option<u64>) -> Self {
         Self { file, path: path.to_owned(), len, sector: sector.clamp(512, ALIGN as u64), start, _disk: None }
@@ -70,7 +70,8 @@ impl Device for BlockTarget {
     }
 
     fn len(&self) -> u64 {
-        self.len
+        // Asked anew: a device can shrink under its user, or go away.
+        (&self.file).seek(SeekFrom::End(0)).unwrap_or(0).min(self.len)
     }
 
     fn set_len(&self, len: u64) -> Result<(), DeviceError> {
@@ -142,7 +143,7 @@ impl Device for BlockTarget {
     }
 
     fn sync(&self) -> Result<(), DeviceError> {
-        self.file.sync_all().map_err(|e| self.error("syncing", 0, self.len, e))
+        self.file.sync_all().map_err(|e| self.error("syncing", 0, 0, e))
     }
 
     fn forget_cache(&self) -> Result<(), DeviceError> {

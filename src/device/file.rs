@@ -27,7 +27,7 @@ impl FileTarget {
 }
 
 /// Reads all of `buffer`, continuing after short reads and EINTR. On failure: how many bytes came before it.
-pub(super) fn read_all(file: &File, offset: u64, buffer: &mut [u8]) -> Result<(), (u64, io::Error)> {
+pub(super) fn read_all(file: &impl FileExt, offset: u64, buffer: &mut [u8]) -> Result<(), (u64, io::Error)> {
     let mut done = 0;
     while done < buffer.len() {
         match file.read_at(&mut buffer[done..], offset + done as u64) {
@@ -41,7 +41,7 @@ pub(super) fn read_all(file: &File, offset: u64, buffer: &mut [u8]) -> Result<()
 }
 
 /// Writes all of `data`, continuing after short writes and EINTR. On failure: how many bytes came before it.
-pub(super) fn write_all(file: &File, offset: u64, data: &[u8]) -> Result<(), (u64, io::Error)> {
+pub(super) fn write_all(file: &impl FileExt, offset: u64, data: &[u8]) -> Result<(), (u64, io::Error)> {
     let mut done = 0;
     while done < data.len() {
         match file.write_at(&data[done..], offset + done as u64) {
@@ -120,11 +120,89 @@ impl Device for FileTarget {
     }
 
     fn sync(&self) -> Result<(), DeviceError> {
-        self.file.sync_all().map_err(|e| self.error("syncing", 0, self.len(), e))
+        self.file.sync_all().map_err(|e| self.error("syncing", 0, 0, e))
     }
 
     fn forget_cache(&self) -> Result<(), DeviceError> {
         rustix::fs::fadvise(&self.file, 0, None, Advice::DontNeed)
-            .map_err(|e| self.error("dropping the cache of", 0, self.len(), e.into()))
+            .map_err(|e| self.error("dropping the cache of", 0, 0, e.into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::RefCell;
+
+    /// Storage whose calls are interrupted, move a few bytes at a time, and fail at `broken`.
+    struct Sluggish {
+        bytes: RefCell<Vec<u8>>,
+        calls: RefCell<usize>,
+        broken: usize,
+    }
+
+    impl Sluggish {
+        fn new(len: u8, broken: usize) -> Self {
+            Self { bytes: RefCell::new((0..len).collect()), calls: RefCell::new(0), broken }
+        }
+
+        /// The index range that this call moves.
+        fn piece(&self, want: usize, offset: u64) -> io::Result<std::ops::Range<usize>> {
+            *self.calls.borrow_mut() += 1;
+            let (calls, at) = (*self.calls.borrow(), offset as usize);
+            if !calls.is_multiple_of(3) {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            let end = self.bytes.borrow().len().min(at + want.min(1 + calls % 5));
+            if at <= self.broken && self.broken < end {
+                return if at == self.broken { Err(io::Error::from_raw_os_error(5)) } else { Ok(at..self.broken) };
+            }
+            Ok(at..end)
+        }
+    }
+
+    impl FileExt for Sluggish {
+        fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+            let at = self.piece(buffer.len(), offset)?;
+            buffer[..at.len()].copy_from_slice(&self.bytes.borrow()[at.clone()]);
+            Ok(at.len())
+        }
+
+        fn write_at(&self, data: &[u8], offset: u64) -> io::Result<usize> {
+            let at = self.piece(data.len(), offset)?;
+            self.bytes.borrow_mut()[at.clone()].copy_from_slice(&data[..at.len()]);
+            Ok(at.len())
+        }
+    }
+
+    #[test]
+    fn short_and_interrupted_calls_are_continued() {
+        let storage = Sluggish::new(100, 1000);
+        let mut buffer = [0; 90];
+        read_all(&storage, 7, &mut buffer).unwrap();
+        assert!(buffer.iter().copied().eq(7..97));
+        write_all(&storage, 3, &[0xEE; 80]).unwrap();
+        let expected: Vec<u8> = (0..3).chain([0xEE; 80]).chain(83..100).collect();
+        assert_eq!(*storage.bytes.borrow(), expected);
+    }
+
+    #[test]
+    fn a_failure_names_the_first_byte_that_failed() {
+        let storage = Sluggish::new(100, 50);
+        let (done, e) = read_all(&storage, 7, &mut [0; 90]).unwrap_err();
+        assert_eq!((7 + done, e.raw_os_error()), (50, Some(5)));
+        let (done, e) = write_all(&storage, 7, &[0xEE; 90]).unwrap_err();
+        assert_eq!((7 + done, e.raw_os_error()), (50, Some(5)));
+        let written = storage.bytes.borrow().iter().filter(|byte| **byte == 0xEE).count();
+        assert_eq!(written, 43, "all before the failure, and nothing behind it");
+    }
+
+    #[test]
+    fn an_end_that_comes_too_soon_is_an_error() {
+        let storage = Sluggish::new(100, 1000);
+        let (done, e) = read_all(&storage, 90, &mut [0; 20]).unwrap_err();
+        assert_eq!((done, e.kind()), (10, io::ErrorKind::UnexpectedEof));
+        let (done, e) = write_all(&storage, 90, &[1; 20]).unwrap_err();
+        assert_eq!((done, e.kind()), (10, io::ErrorKind::WriteZero));
     }
 }

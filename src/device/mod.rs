@@ -20,19 +20,30 @@ use std::io;
 
 /// A failed operation on a device, with everything a person needs to find the place.
 #[derive(Debug, thiserror::Error)]
-#[error("{operation} {name} failed at offset {offset} ({len} bytes): {source}")]
+#[error("{operation} {name} failed{}: {source}", self.place())]
 pub struct DeviceError {
     /// What was done: `reading`, `writing`, `syncing`, …
     pub operation: &'static str,
     /// The device or file.
     pub name: String,
-    /// Byte offset.
+    /// Byte offset; for `resizing` the length wanted.
     pub offset: u64,
-    /// Bytes.
+    /// Bytes; 0 for what has no place, such as a sync.
     pub len: u64,
     /// The system's error.
     #[source]
     pub source: io::Error,
+}
+
+impl DeviceError {
+    /// Where it happened; a sync, for one, has no place.
+    fn place(&self) -> String {
+        match (self.operation, self.len) {
+            ("resizing", _) => format!(" at {} bytes", self.offset),
+            (_, 0) => String::new(),
+            (_, len) => format!(" at offset {} ({len} bytes)", self.offset),
+        }
+    }
 }
 
 /// Storage that holds an image: a block device, a file, or memory.

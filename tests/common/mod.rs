@@ -408,6 +408,21 @@ pub fn ext4(test: &str) -> bool {
     there
 }
 
+/// Whether devices with injected faults can be made; says loudly where they cannot.
+pub fn faulty_devices(test: &str) -> bool {
+    let why = if !loops(test) {
+        return false;
+    } else if !has("qemu-storage-daemon") {
+        "qemu-storage-daemon is missing (Debian: qemu-utils)"
+    } else if !Path::new("/dev/fuse").exists() {
+        "there is no FUSE here (/dev/fuse)"
+    } else {
+        return true;
+    };
+    skip(test, why);
+    false
+}
+
 fn has(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).chain(["/sbin".into(), "/usr/sbin".into()]).any(|dir| dir.join(program).is_file())
