@@ -4,8 +4,9 @@ use crate::blockset::BlockSet;
 use crate::delta::Delta;
 use crate::delta::DeltaError;
 use crate::delta::batch::{Batch, BatchKind};
+use crate::delta::difference::DifferenceReader;
 use crate::delta::placement::{Placement, Sources};
-use crate::delta::step::{DifferenceReader, Step, StepKind, StepReader};
+use crate::delta::step::{Step, StepKind, StepReader};
 use crate::delta::stream::StreamReader;
 use crate::delta::writer::fill_save;
 use crate::device::{AlignedBuffer, Device, DeviceError};
@@ -187,6 +188,7 @@ impl Walker<'_> {
         let delta = self.delta;
         let len = delta.table.written_bytes(batch, delta.header.new.len);
         self.output.resize(len as usize);
+        self.differences.start_batch();
         let mut at = 0;
         for step in &self.step_list {
             let target = &mut self.output[at..at + step.len as usize];
@@ -207,7 +209,7 @@ impl Walker<'_> {
                         return Err(DeltaError::Malformed("a step reads what its batch does not announce").into());
                     }
                     if step.kind.adds() {
-                        self.differences.add_to(target)?;
+                        self.differences.add_to(step.src, step.dst, target)?;
                     }
                 }
             }
