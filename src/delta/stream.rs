@@ -338,3 +338,27 @@ pub fn compress_mixture(bytes: Vec<u8>, level: i32) -> io::Result<Finished> {
     }
     Ok(shorter(bytes, best))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mixture_is_cut_where_that_helps_and_stays_one_frame() {
+        let mut state = 1u32;
+        let mut next = |limit: u32| {
+            state = state.wrapping_mul(1_103_515_245).wrapping_add(12345);
+            (state >> 16) % limit
+        };
+        let mut bytes: Vec<u8> = (0..5000).map(|_| next(16) as u8).collect();
+        bytes.extend((0..5000).map(|_| b'0' + next(64) as u8));
+        let plain = frame(&bytes, &[], 19).unwrap();
+        let Finished { stored: Stored::Memory(packed), raw_len, .. } = compress_mixture(bytes.clone(), 19).unwrap()
+        else {
+            panic!("it stays in memory")
+        };
+        assert!(packed.len() < plain.len(), "{} is not below {}", packed.len(), plain.len());
+        assert_eq!(raw_len, bytes.len() as u64);
+        assert_eq!(zstd::decode_all(packed.as_slice()).unwrap(), bytes);
+    }
+}

@@ -260,3 +260,32 @@ fn filter_bit(hash: u64) -> u32 {
 fn bucket_of(hash: u64, total: usize) -> usize {
     (((hash >> 32) * total as u64) >> 32) as usize
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_changed_is_indexed_more_densely() {
+        let mut state = 1u64;
+        let old: Vec<u8> = std::iter::repeat_with(|| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 56) as u8
+        })
+        .take(64 << 10)
+        .collect();
+        let images = Images::new(&old, &[0..old.len() as u64], &old);
+        let dense = [8192..12288, 20480..24576];
+        let index = Index::build(&images, 1024, (&dense, 16), 1 << 20, 2);
+        let mut known = 0;
+        for at in (0..old.len() - WINDOW).step_by(16) {
+            let mut found = Vec::new();
+            index.find(&old, at..at + 1, &mut found);
+            let expected = at % 1024 == 0 || dense.iter().any(|range| range.start <= at && at + WINDOW <= range.end);
+            // A bucket may have been full, so not quite all are there.
+            assert!(expected || !found.contains(&(at, at)), "{at}");
+            known += usize::from(found.contains(&(at, at)));
+        }
+        assert!(known > 500, "{known}");
+    }
+}

@@ -281,8 +281,8 @@ fn step(
                     let different = byte != images.old[at.wrapping_add(line.shift)];
                     let first = different && !state.different;
                     state.different = different;
-                    // Among noise a difference is noise, too, and must not seem the cheaper one.
-                    let change = DIFFERENT.max(literal + 2);
+                    // Among noise a difference is noise, too, and its varint of four bytes takes five.
+                    let change = DIFFERENT.max(literal + literal / 4);
                     if different { change + if first { RUN } else { 0 } } else { EQUAL }
                 }
             };
