@@ -19,8 +19,8 @@ import tempfile
 import zlib
 
 BLOCK = 4096
-KINDS = ["", "route", "batch table", "step kinds", "step lengths", "step sources", "difference runs",
-         "difference bytes", "literals"]
+KINDS = ["", "route", "batch table", "step kinds", "step lengths", "step sources", "difference gaps",
+         "difference values", "literals", "pack"]
 STEPS = ["literal", "copy", "add", "zero", "copy-new", "add-new"]
 BATCHES = ["data", "save", "zero"]
 
@@ -76,12 +76,16 @@ class Reader:
             if byte < 0x80:
                 break
         if signed:
-            value = (value >> 1) ^ -(value & 1)
+            value = unzigzag(value)
         self.take(at - self.at, name, lambda _: show(value))
         return value
 
     def left(self):
         return len(self.data) - self.at
+
+
+def unzigzag(number):
+    return (number >> 1) ^ -(number & 1)
 
 
 def brief(raw):
@@ -93,6 +97,7 @@ class Delta:
 
     def __init__(self, data):
         self.out, self.sections, self.raw = [], [], {}
+        self.step_kinds, self.step_lengths, self.step_sources, self.gaps, self.values = [], [], [], [], []
         self.read_header(Reader(data, 0, self.out))
         at = self.header_len
         for kind, codec, stored, raw_len in self.sections:
@@ -103,8 +108,12 @@ class Delta:
                 self.out.append((at, body, "zstd frame"))
                 body = subprocess.run(["zstd", "-dc"], input=body, stdout=subprocess.PIPE, check=True).stdout
             assert len(body) == raw_len
-            self.raw[kind] = body
-            self.read_section(kind, Reader(body, at, None if packed else self.out))
+            out = None if packed else self.out
+            if kind == 9:
+                self.read_pack(Reader(body, at, out))
+            else:
+                self.raw[kind] = body
+                self.read_section(kind, Reader(body, at, out))
             at += stored
         assert at == len(data), "bytes behind the end"
 
@@ -133,6 +142,18 @@ class Delta:
         r.take(32, "header_blake3", brief)
         assert r.at == self.header_len
 
+    def read_pack(self, r):
+        lengths = [r.varint(f"bytes of the {name}") for name in KINDS[1:9]]
+        for kind, length in enumerate(lengths, 1):
+            body = r.data[r.at:r.at + length]
+            assert len(body) == length
+            if length and r.out is not None:
+                r.out.append((r.base + r.at, b"", f"--- in the pack: {KINDS[kind]}"))
+            self.raw[kind] = body
+            self.read_section(kind, Reader(body, r.base + r.at, r.out))
+            r.at += length
+        assert r.left() == 0
+
     def read_section(self, kind, r):
         if kind == 1:
             self.read_route(r)
@@ -149,11 +170,15 @@ class Delta:
             while r.left():
                 self.step_sources.append(r.varint("source", signed=True, show=lambda v: f"{v:+}"))
         elif kind == 6:
-            self.runs = []
+            self.gaps = []
             while r.left():
-                self.runs.append(r.varint("bytes that follow" if len(self.runs) % 2 else "zeros"))
-        else:
-            text = kind == 8 and r.data.isascii()
+                self.gaps.append(r.varint("gap"))
+        elif kind == 7:
+            self.values = []
+            while r.left():
+                self.values.append(r.varint("value", show=lambda n: f"guess {n}" if n < 4 else f"{unzigzag(n - 4):+}"))
+        elif r.left():
+            text = r.data.isascii()
             r.take(r.left(), KINDS[kind], (lambda raw: f'"{raw.decode()}"') if text else None)
 
     def read_route(self, r):
@@ -205,20 +230,50 @@ def dump(delta):
 
 # --------------------------------------------------------------------------------------------------------- applying
 
+class Differences:
+    """Chapter 6.4."""
+
+    def __init__(self, gaps, values):
+        self.gaps, self.values, self.gap = iter(gaps), iter(values), None
+
+    def start_batch(self):
+        self.lists = [[0] * 4 for _ in range(256)]
+
+    def add(self, made, source, dst):
+        """Turns the source bytes of a step into those that it makes."""
+        at = 0
+        while at < len(made):
+            if self.gap is None:
+                self.gap = next(self.gaps)
+            skipped = min(self.gap, len(made) - at)
+            at, self.gap = at + skipped, self.gap - skipped
+            if at < len(made):
+                width, self.gap = min(4, len(made) - at), None
+                old = int.from_bytes(made[at:at + width], "little")
+                new = old + self.value(source - dst, source + at + old)
+                made[at:at + width] = (new % 2 ** (8 * width)).to_bytes(width, "little")
+                at += width
+
+    def value(self, displacement, target):
+        guesses, number = self.lists[(target >> 14) % 256], next(self.values)
+        if number < 4:
+            shift = guesses.pop(number)
+        else:
+            assert number < 2 ** 32 + 4
+            shift = (unzigzag(number - 4) - displacement) % 2 ** 32
+            guesses.pop()
+        guesses.insert(0, shift)
+        return shift + displacement
+
+
 def apply(delta, old):
     """The whole order on a target that holds the old image; one byte list, no restart, no rules checked."""
     target = bytearray(old) + bytes(max(0, delta.new_len - len(old)))
     kinds, lengths, sources = iter(delta.step_kinds), iter(delta.step_lengths), iter(delta.step_sources)
-    literals, bytes_ = iter(delta.raw.get(8, b"")), iter(delta.raw.get(7, b""))
+    literals, differences = iter(delta.raw.get(8, b"")), Differences(delta.gaps, delta.values)
     scratch = {}            # old block -> scratch block
     groups = []             # one dict of these for each live save
     last = {0: 0, 1: 0}     # displacement by space
-
-    def differences():
-        for i, run in enumerate(delta.runs):
-            for _ in range(run):
-                yield next(bytes_) if i % 2 else 0
-    difference = differences()
 
     def old_byte(at):
         block = scratch.get(at // BLOCK, at // BLOCK)
@@ -239,6 +294,7 @@ def apply(delta, old):
                 for at in range(s, e):
                     made[blocks.index(at // BLOCK) * BLOCK + at % BLOCK] = target[at]
         else:
+            differences.start_batch()
             for start, end in extents:
                 dst, stop = start * BLOCK, min(end * BLOCK, delta.new_len)
                 while dst < stop:
@@ -248,15 +304,15 @@ def apply(delta, old):
                         space = step // 4
                         last[space] += next(sources)
                         src = dst + last[space]
-                    for i in range(length):
-                        if step == 0:
-                            byte = next(literals)
-                        elif step == 3:
-                            byte = 0
-                        else:
-                            byte = old_byte(src + i) if space == 0 else target[src + i]
-                            byte = (byte + next(difference)) & 0xFF if step in (2, 5) else byte
-                        made.append(byte)
+                    if step == 0:
+                        part = bytearray(next(literals) for _ in range(length))
+                    elif step == 3:
+                        part = bytearray(length)
+                    else:
+                        part = bytearray(old_byte(src + i) if space == 0 else target[src + i] for i in range(length))
+                    if step in (2, 5):
+                        differences.add(part, src, dst)
+                    made += part
                     dst += length
         assert crcs is None or zlib.crc32(made) == crcs[0], "the batch does not come out right"
         written = {b for s, e in extents for b in range(s, e)}

@@ -8,8 +8,9 @@ use crate::delta::Delta;
 use crate::delta::DeltaError;
 use crate::delta::batch::{Batch, BatchKind};
 use crate::delta::check::CheckedOrder;
+use crate::delta::difference::DifferenceReader;
 use crate::delta::placement::{Placement, Sources};
-use crate::delta::step::{DifferenceReader, Step, StepKind, StepReader};
+use crate::delta::step::{Step, StepKind, StepReader};
 use crate::delta::stream::StreamReader;
 use crate::delta::writer::fill_save;
 use crate::device::{AlignedBuffer, Device, DeviceError};
@@ -260,6 +261,7 @@ impl<'a> Walker<'a> {
     }
 
     fn make_data(&mut self, index: u64, _: &Batch, output: &mut [u8]) -> Result<(), WalkError> {
+        self.differences.start_batch();
         let mut at = 0;
         for step in &self.step_list {
             let target = &mut output[at..at + step.len as usize];
@@ -280,7 +282,7 @@ impl<'a> Walker<'a> {
                         return Err(DeltaError::Malformed("a step reads what its batch does not announce").into());
                     }
                     if step.kind.adds() {
-                        self.differences.add_to(target)?;
+                        self.differences.add_to(step.src, step.dst, target)?;
                     }
                 }
             }

@@ -195,9 +195,9 @@ fn block_bytes(image: &[u8], block: u64) -> &[u8] {
     &image[start..(start + BLOCK as usize).min(image.len())]
 }
 
-/// Whether a block costs next to nothing as a literal, so that it need not go through scratch.
+/// Whether a block costs next to nothing as a literal, as most of it are runs of one byte (a bitmap, for one), so that it need not go through scratch.
 fn is_cheap_literal(block: &[u8]) -> bool {
-    block.iter().filter(|byte| **byte != 0).count() <= 64
+    block.iter().zip(block.iter().skip(1)).filter(|(byte, next)| byte != next).count() <= 64
 }
 
 /// Unchanged whole blocks below `limit` that are zero in both images, up to `wanted`; holes first, as they cost no look.

@@ -4,9 +4,8 @@
 
 use blkpatch::delta::Delta;
 use blkpatch::delta::batch::{BatchKind, BatchTable};
-use blkpatch::delta::header::{Codec, ENTRY_LEN, FIXED_LEN, Header, Kind, Section};
+use blkpatch::delta::header::{Codec, FIXED_LEN, Header, Kind, Section};
 use blkpatch::delta::route::Counts;
-use blkpatch::delta::stream::StreamReader;
 use blkpatch::units::Extent;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -21,11 +20,11 @@ fn good() -> Vec<u8> {
 }
 
 /// (file, what the message must say)
-const REFUSED: [(&str, &str); 20] = [
+const REFUSED: [(&str, &str); 23] = [
     ("bad-magic.delta", "not a blkpatch delta"),
     ("bad-text-mode.delta", "text-mode transfer"),
     ("bad-header-bit.delta", "the header does not match its digest"),
-    ("bad-section-bit.delta", "the step kinds does not match its digest"),
+    ("bad-section-bit.delta", "the pack does not match its digest"),
     ("bad-truncated.delta", "cut short"),
     ("bad-appended.delta", "something was appended"),
     ("bad-header-length.delta", "header_len"),
@@ -38,6 +37,9 @@ const REFUSED: [(&str, &str); 20] = [
     ("bad-source-range.delta", "step source"),
     ("bad-counts.delta", "final_blocks"),
     ("bad-left-over.delta", "left over"),
+    ("bad-difference.delta", "difference value"),
+    ("bad-pack-lengths.delta", "the lengths in the pack"),
+    ("bad-pack-alone.delta", "a route with a pack has other sections"),
     ("unsupported-version.delta", "newer blkpatch"),
     ("unsupported-feature.delta", "newer blkpatch"),
     ("unsupported-section.delta", "newer blkpatch"),
@@ -56,10 +58,10 @@ impl Parts {
     fn of(bytes: &[u8]) -> Self {
         let delta = Delta::open(Arc::new(bytes.to_vec()), u64::MAX).expect("the good example opens");
         let mut columns = Vec::new();
-        for kind in Kind::ALL.into_iter().filter(|kind| *kind >= Kind::StepKinds) {
-            let Some(section) = delta.header.section(kind, 0) else { continue };
+        for kind in Kind::COLUMNS {
+            let Some(section) = delta.streams.section(kind) else { continue };
             let mut raw = vec![0; section.raw_len as usize];
-            let mut stream = StreamReader::open(&delta.source, Some(section), kind.name()).expect("a stream");
+            let mut stream = delta.streams.open(kind).expect("a stream");
             stream.fill(&mut raw).expect("its bytes");
             columns.push((kind, raw));
         }
@@ -105,18 +107,23 @@ impl Parts {
     fn assemble(&self) -> Vec<u8> {
         let mut parts = vec![(Kind::Route, self.route.encode()), (Kind::Batches, self.table.encode())];
         parts.extend(self.columns.iter().cloned());
-        let mut header = self.header.clone();
-        header.sections.clear();
-        for (kind, bytes) in &parts {
-            let len = bytes.len() as u64;
-            let blake3 = *blake3::hash(bytes).as_bytes();
-            let (kind, codec) = (Some(*kind), Codec::Stored);
-            header.sections.push(Section { kind, route: 0, codec, offset: 0, stored_len: len, raw_len: len, blake3 });
-        }
-        let mut out = header.encode();
-        parts.iter().for_each(|(_, bytes)| out.extend(bytes));
-        out
+        with_sections(&self.header, &parts)
     }
+}
+
+/// A delta of sections that are stored as they are, with right digests.
+fn with_sections(header: &Header, parts: &[(Kind, Vec<u8>)]) -> Vec<u8> {
+    let mut header = header.clone();
+    header.sections.clear();
+    for (kind, bytes) in parts {
+        let len = bytes.len() as u64;
+        let blake3 = *blake3::hash(bytes).as_bytes();
+        let (kind, codec) = (Some(*kind), Codec::Stored);
+        header.sections.push(Section { kind, route: 0, codec, offset: 0, stored_len: len, raw_len: len, blake3 });
+    }
+    let mut out = header.encode();
+    parts.iter().for_each(|(_, bytes)| out.extend(bytes));
+    out
 }
 
 #[derive(Clone)]
@@ -162,7 +169,7 @@ fn make(name: &str) -> Vec<u8> {
         "bad-header-bit.delta" => plain[40] ^= 1,
         "bad-section-bit.delta" => {
             let delta = Delta::open(Arc::new(plain.clone()), u64::MAX).expect("good");
-            plain[delta.header.section(Kind::StepKinds, 0).expect("kinds").offset as usize] ^= 0x10;
+            plain[delta.header.section(Kind::Pack, 0).expect("a pack").offset as usize] ^= 0x10;
         }
         "bad-truncated.delta" => plain.truncate(plain.len() - 1),
         "bad-appended.delta" => plain.push(0),
@@ -199,10 +206,32 @@ fn make(name: &str) -> Vec<u8> {
         }
         "bad-counts.delta" => return edited(|p| p.route.counts.final_blocks += 1),
         "bad-left-over.delta" => return edited(|p| p.column(Kind::Literals).push(0)),
+        // 2^32 + 4, the first number that is no value.
+        "bad-difference.delta" => {
+            return edited(|p| {
+                p.column(Kind::DifferenceValues).splice(0..1, [0x84, 0x80, 0x80, 0x80, 0x10]).for_each(drop)
+            });
+        }
+        "bad-pack-lengths.delta" => {
+            let delta = Delta::open(Arc::new(plain.clone()), u64::MAX).expect("good");
+            let pack = delta.header.section(Kind::Pack, 0).expect("a pack").offset as usize;
+            let mut bytes = plain[pack..].to_vec();
+            bytes[7] += 1;
+            return with_sections(&delta.header, &[(Kind::Pack, bytes)]);
+        }
+        "bad-pack-alone.delta" => {
+            let delta = Delta::open(Arc::new(plain.clone()), u64::MAX).expect("good");
+            let pack = delta.header.section(Kind::Pack, 0).expect("a pack").offset as usize;
+            return with_sections(
+                &delta.header,
+                &[(Kind::Route, delta.route.encode()), (Kind::Pack, plain[pack..].to_vec())],
+            );
+        }
+        "good-sections.delta" => return Parts::of(&plain).assemble(),
         "unsupported-version.delta" => return with_header(|b| b[12..14].copy_from_slice(&2u16.to_le_bytes())),
         "unsupported-feature.delta" => return with_header(|b| b[16] |= 0x80),
-        "unsupported-section.delta" => return with_header(|b| b[FIXED_LEN + ENTRY_LEN] = 99),
-        "unsupported-codec.delta" => return with_header(|b| b[FIXED_LEN + ENTRY_LEN + 6] = 7),
+        "unsupported-section.delta" => return with_header(|b| b[FIXED_LEN] = 99),
+        "unsupported-codec.delta" => return with_header(|b| b[FIXED_LEN + 6] = 7),
         other => panic!("no recipe for {other}"),
     }
     assert!(header_len < plain.len() + 2);
@@ -271,12 +300,18 @@ fn every_golden_file_gets_its_verdict() {
 }
 
 #[test]
-fn the_good_example_turns_old_into_new() {
+fn the_good_examples_turn_old_into_new() {
     let folder = tempfile::tempdir().expect("a folder");
     let target = folder.path().join("target.img");
-    std::fs::copy(testdata().join("good-example.old"), &target).expect("old");
-    let delta = testdata().join("good-example.delta");
-    let out = blkpatch(&["patch".as_ref(), delta.as_ref(), target.as_ref()]);
-    assert_eq!(out.status.code(), Some(0), "{}", String::from_utf8_lossy(&out.stderr));
-    assert_eq!(std::fs::read(&target).unwrap(), std::fs::read(testdata().join("good-example.new")).unwrap());
+    // The same delta in a pack, and in sections.
+    for name in ["good-example.delta", "good-sections.delta"] {
+        let delta = testdata().join(name);
+        if name != "good-example.delta" && std::env::var_os("BLKPATCH_BLESS").is_some() {
+            std::fs::write(&delta, make(name)).expect("testdata is writable");
+        }
+        std::fs::copy(testdata().join("good-example.old"), &target).expect("old");
+        let out = blkpatch(&["patch".as_ref(), delta.as_ref(), target.as_ref()]);
+        assert_eq!(out.status.code(), Some(0), "{}", String::from_utf8_lossy(&out.stderr));
+        assert_eq!(std::fs::read(&target).unwrap(), std::fs::read(testdata().join("good-example.new")).unwrap());
+    }
 }

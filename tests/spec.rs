@@ -7,6 +7,7 @@ use blkpatch::delta::header::{self, Codec, Header, Kind, Limits, Section};
 use blkpatch::delta::reader::memory_needed;
 use blkpatch::delta::route::{self, Counts, Route};
 use blkpatch::delta::step::{Space, StepKind};
+use blkpatch::delta::{difference, pack};
 use blkpatch::device::MemoryDevice;
 use blkpatch::digest::ImageId;
 use blkpatch::monitor::Silent;
@@ -273,6 +274,12 @@ fn constants_are_those_of_table_9_1() {
         ("barrier_bit", HEAD_BARRIER.into()),
         ("varint_most", blkpatch::varint::MAX_VARINT as u64),
         ("version", header::VERSION.into()),
+        ("pack_most", pack::PACK_MOST),
+        ("pack_window_log_most", pack::PACK_WINDOW_LOG.into()),
+        ("field", difference::FIELD as u64),
+        ("lists", difference::LISTS as u64),
+        ("guesses", difference::GUESSES as u64),
+        ("target_log", difference::TARGET_LOG.into()),
     ]
     .into();
     let rows = table("9.1");
@@ -293,12 +300,14 @@ fn window_logs() -> (u8, u8) {
 
 #[test]
 fn the_memory_needed_is_the_sum_of_table_9_2() {
-    let (header, route) = (a_header(), a_route(Vec::new()));
+    let (mut header, route) = (a_header(), a_route(Vec::new()));
+    header.sections.push(section(Kind::Pack, Codec::Stored));
     let (limits, counts) = (header.limits, route.counts);
     let times: BTreeMap<&str, u64> = [
         ("1", 1),
-        ("sections of the route, table 3.3, with codec 0", 1),
+        ("sections of the route, table 3.3, with codec 0", 2),
         ("sections of the route, table 3.3, with codec 1", 1),
+        ("packs of the route", 1),
         ("batch_bytes", limits.batch_bytes.into()),
         ("source_bytes", limits.source_bytes.into()),
         ("batch_steps", limits.batch_steps.into()),

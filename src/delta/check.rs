@@ -2,11 +2,9 @@
 
 use super::DeltaError;
 use super::batch::BatchKind;
-use super::header::Kind;
 use super::placement::{Placement, Sources, Waived};
 use super::reader::Delta;
-use super::step::{DifferenceReader, Step, StepKind};
-use super::stream::StreamReader;
+use super::step::{Step, StepKind};
 use crate::blockset::BlockSet;
 use crate::units::{BLOCK, Extent, blocks_in};
 
@@ -57,7 +55,7 @@ pub fn check_order_waiving(delta: &Delta, waived: Waived) -> Result<CheckedOrder
     }
     let mut placement = Placement::new(&touched).waiving(waived);
     let mut steps = Vec::new();
-    let mut reader = delta.steps()?;
+    let (mut reader, mut differences) = (delta.steps()?, delta.differences()?);
     for (index, batch) in (0u64..).zip(delta.table.batches()) {
         let missing = |block| DeltaError::Rule { rule: "source", batch: index, block };
         let extents = delta.table.extents(batch);
@@ -78,6 +76,8 @@ pub fn check_order_waiving(delta: &Delta, waived: Waived) -> Result<CheckedOrder
             BatchKind::Data => {
                 reader.read_batch(extents, &mut steps)?;
                 count_steps(&steps, &mut checked);
+                // Step by step, as the ends of steps cut fields.
+                steps.iter().filter(|step| step.kind.adds()).try_for_each(|step| differences.skip(step.len))?;
                 placement.sources(&steps).map_err(missing)?
             }
         };
@@ -92,6 +92,7 @@ pub fn check_order_waiving(delta: &Delta, waived: Waived) -> Result<CheckedOrder
         }
     }
     reader.finish()?;
+    differences.finish()?;
     finish(delta, &checked, &placement)?;
     Ok(checked)
 }
@@ -132,18 +133,8 @@ fn finish(delta: &Delta, checked: &CheckedOrder, placement: &Placement<'_>) -> R
             return Err(DeltaError::Rule { rule: "R4", batch: counts.batches, block });
         }
     }
-    check_columns(delta, checked)
-}
-
-/// The literals and differences must be exactly as long as the steps that use them.
-fn check_columns(delta: &Delta, checked: &CheckedOrder) -> Result<(), DeltaError> {
-    let of = |kinds: [StepKind; 2]| kinds.iter().map(|kind| checked.step_bytes[*kind as usize]).sum::<u64>();
-    let literal = checked.step_bytes[StepKind::Literal as usize];
-    let mut differences = DifferenceReader::open(&delta.source, &delta.header, delta.route_number)?;
-    differences.skip(of([StepKind::Add, StepKind::AddNew]))?;
-    differences.finish()?;
-    let section = delta.header.section(Kind::Literals, delta.route_number);
-    let mut literals = StreamReader::open(&delta.source, section, Kind::Literals.name())?;
-    literals.skip(literal)?;
+    // The literals must be exactly as long as the steps that use them.
+    let mut literals = delta.literals()?;
+    literals.skip(checked.step_bytes[StepKind::Literal as usize])?;
     literals.finish()
 }

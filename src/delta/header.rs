@@ -36,24 +36,47 @@ pub enum Kind {
     StepLengths = 4,
     /// A zigzag varint for every step that reads: its source.
     StepSources = 5,
-    /// Varints: lengths of alternating zero and non-zero runs of the differences.
-    DifferenceRuns = 6,
-    /// The bytes of the non-zero runs.
-    DifferenceBytes = 7,
+    /// Varints: bytes without a difference before each field that has one.
+    DifferenceGaps = 6,
+    /// Varints: by how much the fields differ, or which guess of it is right.
+    DifferenceValues = 7,
     /// The bytes of the literal steps.
     Literals = 8,
+    /// All of the above in one.
+    Pack = 9,
 }
 
 impl Kind {
     /// All kinds, in the order in which the sections stand in a file.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Route,
         Self::Batches,
         Self::StepKinds,
         Self::StepLengths,
         Self::StepSources,
-        Self::DifferenceRuns,
-        Self::DifferenceBytes,
+        Self::DifferenceGaps,
+        Self::DifferenceValues,
+        Self::Literals,
+        Self::Pack,
+    ];
+    /// The columns that hold the steps.
+    pub const COLUMNS: [Self; 6] = [
+        Self::StepKinds,
+        Self::StepLengths,
+        Self::StepSources,
+        Self::DifferenceGaps,
+        Self::DifferenceValues,
+        Self::Literals,
+    ];
+    /// All kinds but the pack: what a pack holds.
+    pub const STREAMS: [Self; 8] = [
+        Self::Route,
+        Self::Batches,
+        Self::StepKinds,
+        Self::StepLengths,
+        Self::StepSources,
+        Self::DifferenceGaps,
+        Self::DifferenceValues,
         Self::Literals,
     ];
 
@@ -66,9 +89,10 @@ impl Kind {
             Self::StepKinds => "step kinds",
             Self::StepLengths => "step lengths",
             Self::StepSources => "step sources",
-            Self::DifferenceRuns => "difference runs",
-            Self::DifferenceBytes => "difference bytes",
+            Self::DifferenceGaps => "difference gaps",
+            Self::DifferenceValues => "difference values",
             Self::Literals => "literals",
+            Self::Pack => "pack",
         }
     }
 

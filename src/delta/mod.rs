@@ -1,13 +1,16 @@
 //! The delta format, version 1, as `spec/` defines it. Format only: no policy, no device.
 //!
-//! [`header`] and [`route`] are fixed tables; [`batch`] is the order, [`step`] the recipe, [`stream`] the compressed
-//! columns both are kept in. [`placement`] follows where old bytes lie while the order advances, and is what writer,
+//! [`header`] and [`route`] are fixed tables; [`batch`] is the order, [`step`] the recipe, [`difference`] its differences, [`stream`] the compressed
+//! columns both are kept in, [`pack`]
+//! the form that these have in small deltas. [`placement`] follows where old bytes lie while the order advances, and is what writer,
 //! checker and patcher share. [`reader::Delta`] is a delta whose every byte has been checked.
 
 pub mod batch;
 pub mod check;
+pub mod difference;
 pub mod error;
 pub mod header;
+pub mod pack;
 pub mod placement;
 pub mod reader;
 pub mod route;

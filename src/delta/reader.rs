@@ -1,9 +1,11 @@
 //! Opens a delta: every byte of the file is checked against a digest before anything in it is believed.
 
 use super::batch::BatchTable;
+use super::difference::DifferenceReader;
 use super::header::{Header, Kind, NO_ROUTE, Section, announced_len};
+use super::pack::{PACK_MEMORY, Streams};
 use super::route::Route;
-use super::step::{DifferenceReader, StepBounds, StepReader};
+use super::step::{StepBounds, StepReader};
 use super::stream::{ReadAt, StreamReader, Stretch};
 use super::{DeltaError, header::Codec};
 use crate::units::blocks_in;
@@ -12,10 +14,10 @@ use std::sync::Arc;
 
 /// A delta whose bytes fit their digests. The order is not yet checked: see [`super::check::check_order`].
 pub struct Delta {
-    /// The bytes.
-    pub source: Arc<dyn ReadAt>,
     /// The header.
     pub header: Header,
+    /// Where the streams lie.
+    pub streams: Streams,
     /// The route that is taken.
     pub route: Route,
     /// Its number.
@@ -49,19 +51,19 @@ impl Delta {
         }
         check_sections(&source, &header)?;
         let route_number = 0;
-        let Some(section) = header.section(Kind::Route, route_number) else {
+        let streams = Streams::of(&source, &header, route_number)?;
+        let Some(section) = streams.section(Kind::Route) else {
             return Err(DeltaError::Malformed("it has no route"));
         };
-        let route = read_route(&source, section, header.new.len)?;
+        let route = read_route(streams.source(), section, header.new.len)?;
         let needed = memory_needed(&header, &route, route_number).max(header.limits.memory);
         if needed > memory_limit {
             return Err(DeltaError::Memory { needed, limit: memory_limit });
         }
-        let section = header.section(Kind::Batches, route_number);
-        let mut stream = StreamReader::open(&source, section, Kind::Batches.name())?;
+        let mut stream = streams.open(Kind::Batches)?;
         let table = BatchTable::decode(&mut stream, &route.counts, &header.limits, header.new.len)?;
         stream.finish()?;
-        Ok(Self { source, header, route, route_number, table, file_len })
+        Ok(Self { header, streams, route, route_number, table, file_len })
     }
 
     /// One past the largest offset that a source in the old image may have.
@@ -77,7 +79,7 @@ impl Delta {
     pub fn steps(&self) -> Result<StepReader, DeltaError> {
         let batch_steps = self.header.limits.batch_steps;
         let bounds = StepBounds { old_len: self.old_bound(), new_len: self.header.new.len, batch_steps };
-        StepReader::open(&self.source, &self.header, self.route_number, bounds)
+        StepReader::open(&self.streams, bounds)
     }
 
     /// The differences, from the first on.
@@ -85,7 +87,7 @@ impl Delta {
     /// # Errors
     /// Where a decompressor cannot be set up.
     pub fn differences(&self) -> Result<DifferenceReader, DeltaError> {
-        DifferenceReader::open(&self.source, &self.header, self.route_number)
+        DifferenceReader::open(&self.streams)
     }
 
     /// The literals, from the first on.
@@ -93,8 +95,7 @@ impl Delta {
     /// # Errors
     /// Where a decompressor cannot be set up.
     pub fn literals(&self) -> Result<StreamReader, DeltaError> {
-        let section = self.header.section(Kind::Literals, self.route_number);
-        StreamReader::open(&self.source, section, Kind::Literals.name())
+        self.streams.open(Kind::Literals)
     }
 
     /// Bytes of memory that patching takes at the most.
@@ -157,12 +158,16 @@ fn read_route(source: &Arc<dyn ReadAt>, section: &Section, new_len: u64) -> Resu
 /// Bytes of memory that patching takes, from what header and route announce (spec, chapter 9).
 #[must_use]
 pub fn memory_needed(header: &Header, route: &Route, route_number: u16) -> u64 {
-    let windows =
-        header.sections.iter().filter(|s| s.route == route_number && s.kind.is_some()).map(|s| match s.codec {
-            // A decompressor holds its window, a block of 128 KiB and its buffers.
-            Codec::Zstd { window_log } => (1u64 << window_log) + (512 << 10),
-            Codec::Stored => 128 << 10,
-        });
+    let own = header.sections.iter().filter(|s| s.route == route_number && s.kind.is_some());
+    let windows = own.map(|s| {
+        let streams = if s.kind == Some(Kind::Pack) { PACK_MEMORY } else { 0 };
+        streams
+            + match s.codec {
+                // A decompressor holds its window, a block of 128 KiB and its buffers.
+                Codec::Zstd { window_log } => (1u64 << window_log) + (512 << 10),
+                Codec::Stored => 128 << 10,
+            }
+    });
     let counts = &route.counts;
     let limits = &header.limits;
     // A bitmap page of 4 KiB covers 32,768 blocks; there are never more pages than blocks set.

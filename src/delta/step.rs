@@ -2,10 +2,10 @@
 //! image, wherever those bytes currently lie.
 
 use super::DeltaError;
-use super::header::{Header, Kind};
-use super::stream::{ReadAt, StreamReader};
+use super::header::Kind;
+use super::pack::Streams;
+use super::stream::StreamReader;
 use crate::units::Extent;
-use std::sync::Arc;
 
 /// What a step does. The numbers are the format's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,13 +15,13 @@ pub enum StepKind {
     Literal = 0,
     /// Bytes of the old image.
     Copy = 1,
-    /// Bytes of the old image, a difference added to each (modulo 256).
+    /// Bytes of the old image, differences added.
     Add = 2,
     /// Zeros.
     Zero = 3,
     /// Bytes of the new image that were produced before, or are the same in the old image.
     CopyNew = 4,
-    /// The same, a difference added to each.
+    /// The same, differences added.
     AddNew = 5,
 }
 
@@ -123,12 +123,11 @@ impl StepReader {
     ///
     /// # Errors
     /// Where a decompressor cannot be set up.
-    pub fn open(source: &Arc<dyn ReadAt>, header: &Header, route: u16, bounds: StepBounds) -> Result<Self, DeltaError> {
-        let open = |kind: Kind| StreamReader::open(source, header.section(kind, route), kind.name());
+    pub fn open(streams: &Streams, bounds: StepBounds) -> Result<Self, DeltaError> {
         Ok(Self {
-            kinds: open(Kind::StepKinds)?,
-            lengths: open(Kind::StepLengths)?,
-            sources: open(Kind::StepSources)?,
+            kinds: streams.open(Kind::StepKinds)?,
+            lengths: streams.open(Kind::StepLengths)?,
+            sources: streams.open(Kind::StepSources)?,
             prediction: Prediction::default(),
             bounds,
         })
@@ -187,152 +186,5 @@ impl StepReader {
         self.kinds.finish()?;
         self.lengths.finish()?;
         self.sources.finish()
-    }
-}
-
-/// Reads the differences of add steps: alternating runs of zeros and of bytes, over all add steps of a route as if
-/// they were one.
-pub struct DifferenceReader {
-    runs: StreamReader,
-    bytes: StreamReader,
-    left: u64,
-    zero: bool,
-    first: bool,
-}
-
-impl DifferenceReader {
-    /// Opens the difference columns of a route.
-    ///
-    /// # Errors
-    /// Where a decompressor cannot be set up.
-    pub fn open(source: &Arc<dyn ReadAt>, header: &Header, route: u16) -> Result<Self, DeltaError> {
-        let open = |kind: Kind| StreamReader::open(source, header.section(kind, route), kind.name());
-        let (runs, bytes) = (open(Kind::DifferenceRuns)?, open(Kind::DifferenceBytes)?);
-        Ok(Self { runs, bytes, left: 0, zero: false, first: true })
-    }
-
-    /// Takes the next `len` differences: calls `add` with the position and the bytes of each non-zero run.
-    ///
-    /// # Errors
-    /// Where the columns end early or are malformed.
-    pub fn next(
-        &mut self,
-        len: u64,
-        mut add: impl FnMut(u64, &mut StreamReader, u64) -> Result<(), DeltaError>,
-    ) -> Result<(), DeltaError> {
-        let mut at = 0;
-        while at < len {
-            if self.left == 0 {
-                self.left = self.runs.varint()?;
-                self.zero = !self.zero;
-                if self.left == 0 && !self.first {
-                    return Err(DeltaError::Malformed("an empty run of differences"));
-                }
-                self.first = false;
-                continue;
-            }
-            let n = self.left.min(len - at);
-            if !self.zero {
-                add(at, &mut self.bytes, n)?;
-            }
-            self.left -= n;
-            at += n;
-        }
-        Ok(())
-    }
-
-    /// Adds the next differences to `target`.
-    ///
-    /// # Errors
-    /// Where the columns end early or are malformed.
-    pub fn add_to(&mut self, target: &mut [u8]) -> Result<(), DeltaError> {
-        let mut buffer = [0u8; 1024];
-        self.next(target.len() as u64, |at, bytes, len| {
-            let run = &mut target[at as usize..(at + len) as usize];
-            for piece in run.chunks_mut(buffer.len()) {
-                let differences = &mut buffer[..piece.len()];
-                bytes.fill(differences)?;
-                piece.iter_mut().zip(differences).for_each(|(byte, difference)| *byte = byte.wrapping_add(*difference));
-            }
-            Ok(())
-        })
-    }
-
-    /// Passes over the next differences.
-    ///
-    /// # Errors
-    /// As [`DifferenceReader::add_to`].
-    pub fn skip(&mut self, len: u64) -> Result<(), DeltaError> {
-        self.next(len, |_, bytes, n| bytes.skip(n))
-    }
-
-    /// Checks that both columns have been read to their ends.
-    ///
-    /// # Errors
-    /// Left-over runs or bytes.
-    pub fn finish(self) -> Result<(), DeltaError> {
-        if self.left > 0 {
-            return Err(DeltaError::Malformed("a run of differences is longer than the steps that use it"));
-        }
-        self.runs.finish()?;
-        self.bytes.finish()
-    }
-}
-
-/// Writes difference runs: the counterpart of [`DifferenceReader`].
-#[derive(Debug, Default)]
-pub struct DifferenceWriter {
-    zeros: u64,
-    bytes: Vec<u8>,
-    gap: usize,
-}
-
-/// A non-zero run goes on over up to this many zeros: a run length costs about as much as they do, and an address
-/// adjustment of four bytes whose upper bytes are zero stays whole.
-const BRIDGE: usize = 1;
-
-impl DifferenceWriter {
-    /// Appends the difference of one byte.
-    pub fn put(&mut self, difference: u8, runs: &mut Vec<u8>, bytes: &mut Vec<u8>) {
-        if difference != 0 {
-            self.bytes.push(difference);
-            self.gap = 0;
-        } else if self.bytes.is_empty() {
-            self.zeros += 1;
-        } else {
-            self.bytes.push(0);
-            self.gap += 1;
-            if self.gap > BRIDGE {
-                self.flush(runs, bytes);
-            }
-        }
-    }
-
-    /// Appends `len` zero differences.
-    pub fn put_zeros(&mut self, len: u64, runs: &mut Vec<u8>, bytes: &mut Vec<u8>) {
-        if len > 0 && !self.bytes.is_empty() {
-            self.flush(runs, bytes);
-        }
-        self.zeros += len;
-    }
-
-    fn flush(&mut self, runs: &mut Vec<u8>, bytes: &mut Vec<u8>) {
-        let len = self.bytes.len() - self.gap;
-        crate::varint::put(runs, self.zeros);
-        crate::varint::put(runs, len as u64);
-        bytes.extend_from_slice(&self.bytes[..len]);
-        self.zeros = self.gap as u64;
-        self.gap = 0;
-        self.bytes.clear();
-    }
-
-    /// Ends the runs.
-    pub fn finish(mut self, runs: &mut Vec<u8>, bytes: &mut Vec<u8>) {
-        if !self.bytes.is_empty() {
-            self.flush(runs, bytes);
-        }
-        if self.zeros > 0 {
-            crate::varint::put(runs, self.zeros);
-        }
     }
 }

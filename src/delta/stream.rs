@@ -233,6 +233,12 @@ impl StreamWriter {
         self.raw_len
     }
 
+    /// The bytes of a stream that has not grown long.
+    #[must_use]
+    pub fn into_short(self) -> Vec<u8> {
+        self.short
+    }
+
     /// Appends bytes; a stream that grows long is spooled to an unnamed file in `spool_dir`.
     ///
     /// # Errors
@@ -267,18 +273,92 @@ impl StreamWriter {
             let codec = Codec::Zstd { window_log: self.compression.window_log };
             return Ok(Finished { codec, raw_len, stored: Stored::Spool(encoder.finish()?) });
         }
-        let window_log = (usize::BITS - self.short.len().leading_zeros()).clamp(10, 27) as u8;
-        let mut encoder = zstd::Encoder::new(Vec::new(), self.compression.level)?;
-        encoder.set_pledged_src_size(Some(raw_len))?;
-        encoder.include_contentsize(false)?;
-        encoder.include_checksum(false)?;
-        encoder.window_log(window_log.into())?;
-        encoder.write_all(&self.short)?;
-        let packed = encoder.finish()?;
-        Ok(if packed.len() < self.short.len() {
-            Finished { codec: Codec::Zstd { window_log }, raw_len, stored: Stored::Memory(packed) }
-        } else {
-            Finished { codec: Codec::Stored, raw_len, stored: Stored::Memory(self.short) }
-        })
+        let packed = frame(&self.short, &[], self.compression.level)?;
+        Ok(shorter(self.short, packed))
+    }
+}
+
+fn window_log(bytes: &[u8]) -> u8 {
+    (usize::BITS - bytes.len().leading_zeros()).clamp(10, 27) as u8
+}
+
+/// One zstd frame of `bytes`, in which a block ends at each of the `cuts`.
+fn frame(bytes: &[u8], cuts: &[usize], level: i32) -> io::Result<Vec<u8>> {
+    let mut encoder = zstd::Encoder::new(Vec::new(), level)?;
+    encoder.set_pledged_src_size(Some(bytes.len() as u64))?;
+    encoder.include_contentsize(false)?;
+    encoder.include_checksum(false)?;
+    encoder.window_log(window_log(bytes).into())?;
+    let mut done = 0;
+    for cut in cuts {
+        encoder.write_all(&bytes[done..*cut])?;
+        encoder.flush()?;
+        done = *cut;
+    }
+    encoder.write_all(&bytes[done..])?;
+    encoder.finish()
+}
+
+fn shorter(raw: Vec<u8>, packed: Vec<u8>) -> Finished {
+    let raw_len = raw.len() as u64;
+    if packed.len() < raw.len() {
+        let codec = Codec::Zstd { window_log: window_log(&raw) };
+        return Finished { codec, raw_len, stored: Stored::Memory(packed) };
+    }
+    Finished { codec: Codec::Stored, raw_len, stored: Stored::Memory(raw) }
+}
+
+/// Compresses a few unlike things that stand one behind the other, such as a pack. zstd codes all of a block with the
+/// same tables, and hardly sees where in so few bytes another table would do better: the cuts are found by trying.
+///
+/// # Errors
+/// Where zstd fails.
+pub fn compress_mixture(bytes: Vec<u8>, level: i32) -> io::Result<Finished> {
+    /// Where cuts are tried, in bytes.
+    const GRID: usize = 1024;
+    const MOST_CUTS: usize = 4;
+    /// Bytes that a cut must gain.
+    const WORTH: usize = 4;
+    let mut cuts: Vec<usize> = Vec::new();
+    let mut best = frame(&bytes, &cuts, level)?;
+    while cuts.len() < MOST_CUTS {
+        let most = best.len().saturating_sub(WORTH);
+        let mut better: Option<Vec<usize>> = None;
+        for cut in (GRID..bytes.len()).step_by(GRID) {
+            let Err(place) = cuts.binary_search(&cut) else { continue };
+            let mut more = cuts.clone();
+            more.insert(place, cut);
+            let packed = frame(&bytes, &more, level)?;
+            if packed.len() <= most && packed.len() < best.len() {
+                (best, better) = (packed, Some(more));
+            }
+        }
+        let Some(more) = better else { break };
+        cuts = more;
+    }
+    Ok(shorter(bytes, best))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mixture_is_cut_where_that_helps_and_stays_one_frame() {
+        let mut state = 1u32;
+        let mut next = |limit: u32| {
+            state = state.wrapping_mul(1_103_515_245).wrapping_add(12345);
+            (state >> 16) % limit
+        };
+        let mut bytes: Vec<u8> = (0..5000).map(|_| next(16) as u8).collect();
+        bytes.extend((0..5000).map(|_| b'0' + next(64) as u8));
+        let plain = frame(&bytes, &[], 19).unwrap();
+        let Finished { stored: Stored::Memory(packed), raw_len, .. } = compress_mixture(bytes.clone(), 19).unwrap()
+        else {
+            panic!("it stays in memory")
+        };
+        assert!(packed.len() < plain.len(), "{} is not below {}", packed.len(), plain.len());
+        assert_eq!(raw_len, bytes.len() as u64);
+        assert_eq!(zstd::decode_all(packed.as_slice()).unwrap(), bytes);
     }
 }

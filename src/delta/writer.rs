@@ -1,12 +1,14 @@
 //! Writes a delta: takes batches in order, fills the columns, and puts the file together.
 
 use super::batch::{BatchKind, BatchTable};
+use super::difference::DifferenceWriter;
 use super::header::{Codec, Header, Kind, Limits, Section};
+use super::pack::{PACK_MOST, pack};
 use super::placement::{Placement, Sources, Waived, pair_extents, saved_blocks};
 use super::reader::memory_needed;
 use super::route::{Counts, Route};
-use super::step::{DifferenceWriter, Prediction, Step, StepKind};
-use super::stream::{Compression, Finished, Stored, StreamWriter};
+use super::step::{Prediction, Step, StepKind};
+use super::stream::{Compression, Finished, Stored, StreamWriter, compress_mixture};
 use crate::blockset::BlockSet;
 use crate::digest::ImageId;
 use crate::units::{BLOCK, Extent, blocks_touched};
@@ -69,6 +71,10 @@ pub enum WriteError {
     Plan(#[from] super::DeltaError),
 }
 
+/// Room for the lengths at the start of a pack.
+const PACK_LENGTHS: usize = Kind::STREAMS.len() * varint::MAX_VARINT;
+/// A pack of fewer bytes is not compressed: next to nothing can be gained, and a hex dump can be read.
+const READABLE: usize = 512;
 /// Bytes of a column's varint buffer before it goes to the compressor.
 const FLUSH: usize = 64 << 10;
 
@@ -83,7 +89,7 @@ pub struct DeltaWriter<'a> {
     limits: Limits,
     prediction: Prediction,
     differences: DifferenceWriter,
-    /// By position in [`Kind::ALL`], from the step kinds on.
+    /// By position in [`Kind::COLUMNS`].
     columns: Vec<Column>,
 }
 
@@ -103,7 +109,6 @@ impl<'a> DeltaWriter<'a> {
         spool_dir: &'a Path,
         compression: impl Fn(Kind) -> Compression,
     ) -> Self {
-        let kinds = Kind::ALL.into_iter().filter(|kind| *kind >= Kind::StepKinds);
         let column = |kind| Column { kind, pending: Vec::new(), stream: StreamWriter::new(compression(kind)) };
         Self {
             old,
@@ -115,7 +120,7 @@ impl<'a> DeltaWriter<'a> {
             limits: Limits::default(),
             prediction: Prediction::default(),
             differences: DifferenceWriter::default(),
-            columns: kinds.map(column).collect(),
+            columns: Kind::COLUMNS.into_iter().map(column).collect(),
         }
     }
 
@@ -155,6 +160,7 @@ impl<'a> DeltaWriter<'a> {
         }
         self.count(batch, kind, &sources);
         if kind == BatchKind::Data {
+            self.differences.start_batch();
             batch.steps.iter().try_for_each(|step| self.add_step(step, &batch.extents))?;
         }
         Ok(())
@@ -207,20 +213,17 @@ impl<'a> DeltaWriter<'a> {
         let made = slice(self.new, &(step.dst..end));
         match step.kind {
             StepKind::Literal => self.column(Kind::Literals).extend_from_slice(made),
-            StepKind::Add => self.add_differences(made, slice(self.old, &(step.src..step.src + step.len))),
-            StepKind::AddNew => self.add_differences(made, slice(self.new, &(step.src..step.src + step.len))),
+            StepKind::Add => self.add_differences(step, made, slice(self.old, &(step.src..step.src + step.len))),
+            StepKind::AddNew => self.add_differences(step, made, slice(self.new, &(step.src..step.src + step.len))),
             StepKind::Copy | StepKind::Zero | StepKind::CopyNew => {}
         }
         self.flush(FLUSH)
     }
 
-    fn add_differences(&mut self, made: &[u8], base: &[u8]) {
-        let i = Kind::DifferenceRuns as usize - Kind::StepKinds as usize;
-        let [runs, bytes] = &mut self.columns[i..i + 2] else { return };
-        let (runs, bytes) = (&mut runs.pending, &mut bytes.pending);
-        for (new, old) in made.iter().zip(base) {
-            self.differences.put(new.wrapping_sub(*old), runs, bytes);
-        }
+    fn add_differences(&mut self, step: &Step, made: &[u8], base: &[u8]) {
+        let i = Kind::DifferenceGaps as usize - Kind::StepKinds as usize;
+        let [gaps, values] = &mut self.columns[i..i + 2] else { return };
+        self.differences.put((step.src, base), (step.dst, made), [&mut gaps.pending, &mut values.pending]);
     }
 
     fn flush(&mut self, at_least: usize) -> Result<(), WriteError> {
@@ -244,10 +247,7 @@ impl<'a> DeltaWriter<'a> {
         out: &mut impl Write,
     ) -> Result<(Header, Route), WriteError> {
         self.placement.finish(self.counts.batches)?;
-        let i = Kind::DifferenceRuns as usize - Kind::StepKinds as usize;
-        if let [runs, bytes] = &mut self.columns[i..i + 2] {
-            std::mem::take(&mut self.differences).finish(&mut runs.pending, &mut bytes.pending);
-        }
+        std::mem::take(&mut self.differences).finish(self.column(Kind::DifferenceGaps));
         self.flush(1)?;
         let route = Route {
             old: Some(identity.old),
@@ -257,16 +257,33 @@ impl<'a> DeltaWriter<'a> {
             region_log: identity.region_log,
             regions: identity.regions.clone(),
         };
-        let mut parts = vec![(Kind::Route, stored(route.encode()))];
-        let mut table = StreamWriter::new(Compression { level, window_log: 20, threads: 1 });
-        table.put(&self.table.encode(), self.spool_dir)?;
-        parts.push((Kind::Batches, table.finish()?));
+        let header = assemble(identity.new, self.limits, &route, self.parts(&route, level)?, out)?;
+        Ok((header, route))
+    }
+
+    /// The sections: one, if everything fits a pack.
+    fn parts(self, route: &Route, level: i32) -> io::Result<Vec<(Kind, Finished)>> {
+        let (route, batches) = (route.encode(), self.table.encode());
+        let compress = |bytes: &[u8]| {
+            let mut stream = StreamWriter::new(Compression { level, window_log: 20, threads: 1 });
+            stream.put(bytes, self.spool_dir)?;
+            stream.finish()
+        };
+        let raw = self.columns.iter().map(|column| column.stream.raw_len()).sum::<u64>();
+        if raw + (route.len() + batches.len() + PACK_LENGTHS) as u64 <= PACK_MOST {
+            let mut streams = [const { Vec::new() }; Kind::STREAMS.len()];
+            let columns = self.columns.into_iter().map(|column| column.stream.into_short());
+            streams.iter_mut().zip([route, batches].into_iter().chain(columns)).for_each(|(to, from)| *to = from);
+            let bytes = pack(&streams);
+            let part = if bytes.len() < READABLE { stored(bytes) } else { compress_mixture(bytes, level)? };
+            return Ok(vec![(Kind::Pack, part)]);
+        }
+        let mut parts = vec![(Kind::Route, stored(route)), (Kind::Batches, compress(&batches)?)];
         for column in self.columns {
             parts.push((column.kind, column.stream.finish()?));
         }
         parts.retain(|(kind, part)| *kind == Kind::Route || part.raw_len > 0);
-        let header = assemble(identity.new, self.limits, &route, parts, out)?;
-        Ok((header, route))
+        Ok(parts)
     }
 }
 

@@ -38,6 +38,16 @@ impl<'a> Images<'a> {
         Self { old, data: normalise(old_data, old.len()), new }
     }
 
+    /// The old data within `ranges`: ascending.
+    pub(super) fn data_in(&self, ranges: &[Range<usize>]) -> Vec<Range<usize>> {
+        let within = |range: &Range<usize>| {
+            let first = self.data.partition_point(|data| data.end <= range.start);
+            let data = self.data[first..].iter().take_while(|data| data.start < range.end);
+            data.map(|data| data.start.max(range.start)..data.end.min(range.end)).collect::<Vec<_>>()
+        };
+        ranges.iter().flat_map(within).collect()
+    }
+
     /// The line that takes the new byte at `dst` from the old byte at `src`, unless that is a hole.
     pub(super) fn line(&self, dst: usize, src: usize) -> Option<Line> {
         let after = self.data.partition_point(|range| range.start <= src);

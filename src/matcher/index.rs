@@ -1,6 +1,7 @@
 //! Where in the old image a window of 32 bytes occurs.
 //!
-//! Windows start at every `grid` bytes of the old data. An entry is 32 bits: the number of the window and, above it,
+//! Windows start at every `grid` bytes of the old data, and more densely in the old content of what changed: a journal,
+//! for one, holds copies of such blocks. An entry is 32 bits: the number of the window and, above it,
 //! as many bits of the window's hash as are left, which spare nearly all vain looks at the old image (each a cache
 //! miss). Entries lie in buckets of eight, half a cache line. A filter, 64 bits for each bucket, is asked first: it answers
 //! nine of ten vain lookups, and is small enough to stay near the processor, which the table is not.
@@ -40,8 +41,8 @@ pub(super) struct Index {
 /// The numbering of windows: data ranges one after another, each from a fresh number.
 struct Windows {
     grid: usize,
-    /// The first byte of each data range, with the number of the window that starts there.
-    ranges: Vec<(usize, Range<usize>)>,
+    /// The first byte of each data range, with the bytes from window to window and the numbers of its windows.
+    ranges: Vec<(usize, usize, Range<usize>)>,
     count: usize,
 }
 
@@ -62,12 +63,15 @@ fn hash(window: &[u8; WINDOW]) -> Option<u64> {
 }
 
 impl Windows {
-    fn new(data: &[Range<usize>], grid: usize) -> Self {
+    /// Of `data` at every `grid` bytes, and of `dense` at every `fine` bytes.
+    fn new(data: &[Range<usize>], grid: usize, dense: &[Range<usize>], fine: usize) -> Self {
         let mut ranges = Vec::with_capacity(data.len());
         let mut count = 0;
-        for range in data.iter().filter(|range| range.len() >= WINDOW) {
+        let dense = dense.iter().filter(|_| fine < grid).map(|range| (range, fine));
+        let all = dense.chain(data.iter().map(|range| (range, grid)));
+        for (range, grid) in all.filter(|(range, _)| range.len() >= WINDOW) {
             let here = (range.len() - WINDOW) / grid + 1;
-            ranges.push((range.start, count..count + here));
+            ranges.push((range.start, grid, count..count + here));
             count += here;
         }
         Self { grid, ranges, count }
@@ -75,20 +79,20 @@ impl Windows {
 
     /// Old offset of window `id`.
     fn offset(&self, id: usize) -> Option<usize> {
-        let after = self.ranges.partition_point(|(_, ids)| ids.start <= id);
-        let (start, ids) = self.ranges.get(after.checked_sub(1)?)?;
-        Some(start + (id - ids.start) * self.grid)
+        let after = self.ranges.partition_point(|(_, _, ids)| ids.start <= id);
+        let (start, grid, ids) = self.ranges.get(after.checked_sub(1)?)?;
+        Some(start + (id - ids.start) * grid)
     }
 
     /// Calls `each` with number and old offset of the windows `ids`.
     fn for_each(&self, ids: Range<usize>, mut each: impl FnMut(usize, usize)) {
-        let first = self.ranges.partition_point(|(_, range)| range.end <= ids.start);
-        for (start, range) in &self.ranges[first..] {
+        let first = self.ranges.partition_point(|(_, _, range)| range.end <= ids.start);
+        for (start, grid, range) in &self.ranges[first..] {
             if range.start >= ids.end {
                 break;
             }
             for id in range.start.max(ids.start)..range.end.min(ids.end) {
-                each(id, start + (id - range.start) * self.grid);
+                each(id, start + (id - range.start) * grid);
             }
         }
     }
@@ -103,18 +107,26 @@ type Part<'a> = (&'a mut [Bucket], &'a mut [u32]);
 const PLACE_BITS: u32 = 26;
 
 impl Index {
-    /// Indexes the old data at every `finest` bytes, or more coarsely where `memory` bytes would not do.
-    pub(super) fn build(images: &Images, finest: usize, memory: u64, threads: usize) -> Self {
-        let mut grid = finest.max(1);
-        let mut windows = Windows::new(&images.data, grid);
+    /// Indexes the old data at every `grid` bytes, or more coarsely where `memory` bytes would not do, and the ranges
+    /// `dense` of it at every `fine` bytes.
+    pub(super) fn build(
+        images: &Images,
+        grid: usize,
+        (dense, fine): (&[Range<usize>], usize),
+        memory: u64,
+        threads: usize,
+    ) -> Self {
+        let (mut grid, mut fine) = (grid.max(1), fine.max(1));
+        let mut windows = Windows::new(&images.data, grid, dense, fine);
         while windows.count > 1 << 30 || table_bytes(windows.count) > memory {
             if windows.count <= windows.ranges.len() {
                 // One window for each data range, and still too many: do without.
-                windows = Windows::new(&[], grid);
+                windows = Windows::new(&[], grid, &[], fine);
                 break;
             }
             grid += grid.div_ceil(8).next_multiple_of(grid.min(8));
-            windows = Windows::new(&images.data, grid);
+            fine += fine.div_ceil(8).next_multiple_of(fine.min(8));
+            windows = Windows::new(&images.data, grid, dense, fine);
         }
         let total = buckets_for(windows.count);
         let (buckets, filter) = (vec![Bucket::default(); total], vec![0; total]);
@@ -247,4 +259,33 @@ fn filter_bit(hash: u64) -> u32 {
 /// The bucket for `hash` in a table of `total`: its upper half, scaled.
 fn bucket_of(hash: u64, total: usize) -> usize {
     (((hash >> 32) * total as u64) >> 32) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_changed_is_indexed_more_densely() {
+        let mut state = 1u64;
+        let old: Vec<u8> = std::iter::repeat_with(|| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 56) as u8
+        })
+        .take(64 << 10)
+        .collect();
+        let images = Images::new(&old, &[0..old.len() as u64], &old);
+        let dense = [8192..12288, 20480..24576];
+        let index = Index::build(&images, 1024, (&dense, 16), 1 << 20, 2);
+        let mut known = 0;
+        for at in (0..old.len() - WINDOW).step_by(16) {
+            let mut found = Vec::new();
+            index.find(&old, at..at + 1, &mut found);
+            let expected = at % 1024 == 0 || dense.iter().any(|range| range.start <= at && at + WINDOW <= range.end);
+            // A bucket may have been full, so not quite all are there.
+            assert!(expected || !found.contains(&(at, at)), "{at}");
+            known += usize::from(found.contains(&(at, at)));
+        }
+        assert!(known > 500, "{known}");
+    }
 }

@@ -93,7 +93,9 @@ pub fn find_runs(
     }
     let images = Images::new(old, old_data, new);
     let effort = Effort::of(options.level);
-    let index = Index::build(&images, effort.grid(&images, &changed), options.memory, options.threads);
+    let replaced = images.data_in(&changed);
+    let grid = effort.grid(&images, &changed);
+    let index = Index::build(&images, grid, (&replaced, effort.grid), options.memory, options.threads);
     let segments = segments(&changed);
     let work = |segment: &Vec<Range<usize>>| segment_runs(&images, &index, segment, effort.finer);
     let mut runs: Vec<Run> = Vec::new();

@@ -26,6 +26,8 @@ const LITERAL: [(usize, u32); 3] = [(6, 60), (12, 50), (20, 40)];
 const LITERAL_ELSE: u32 = 32;
 /// Bytes before and behind a gap that are counted with it.
 const AROUND: usize = 2048;
+/// Equal bytes from which on the next one costs as little.
+const REPEATED: usize = 8;
 /// A byte taken over unchanged.
 const EQUAL: u32 = 1;
 /// A changed byte taken over with its difference.
@@ -247,6 +249,11 @@ fn cheapest(states: &[State], numbers: impl Iterator<Item = usize>) -> usize {
     numbers.min_by_key(|&number| states[number].cost).unwrap_or(0)
 }
 
+/// Whether the byte at `at` goes on a run of equal ones: as a literal it costs next to nothing.
+fn repeats(new: &[u8], at: usize) -> bool {
+    at >= REPEATED && new[at - REPEATED..at].iter().all(|byte| *byte == new[at])
+}
+
 /// Takes the byte `at` in each of the `active` states; where that is cheaper, it is entered from `best`.
 fn step(
     images: &Images,
@@ -268,13 +275,14 @@ fn step(
         let cost = stay.min(change);
         state.cost = cost
             + match state.line {
+                None if repeats(images.new, at) => EQUAL,
                 None => literal,
                 Some(line) => {
                     let different = byte != images.old[at.wrapping_add(line.shift)];
                     let first = different && !state.different;
                     state.different = different;
-                    // Among noise a difference is noise, too, and must not seem the cheaper one.
-                    let change = DIFFERENT.max(literal + 2);
+                    // Among noise a difference is noise, too, and its varint of four bytes takes five.
+                    let change = DIFFERENT.max(literal + literal / 4);
                     if different { change + if first { RUN } else { 0 } } else { EQUAL }
                 }
             };

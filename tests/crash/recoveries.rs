@@ -11,7 +11,6 @@ use blkpatch::monitor::Silent;
 use blkpatch::patch::Opened;
 use blkpatch::resume::to_redo;
 use blkpatch::target::Verify;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 /// The second condition is forgotten: a save is done only if its scratch is intact.
@@ -99,7 +98,7 @@ fn without_barriers(opened: &Opened, redo: &[bool]) -> (Delta, CheckedOrder) {
         table.push(batch.kind, batch.barrier && *redo, extents, saved, (batch.crc, batch.source_crc));
     }
     let delta = Delta {
-        source: Arc::clone(&delta.source),
+        streams: delta.streams.clone(),
         header: delta.header.clone(),
         route: delta.route.clone(),
         table,
