@@ -359,7 +359,8 @@ fn a_partition_of_a_disk_that_another_process_has_locked() {
     let mut disk = vec![0; MIB];
     disk.extend_from_slice(&old);
     disk.resize(disk.len().next_multiple_of(MIB), 0);
-    let device = Loop::attach(&scene.write("disk", &disk));
+    // With -P detaching removes the partition, too.
+    let device = Loop::attach_with(&scene.write("disk", &disk), &["-P"]);
     // A kernel need not know any kind of partition table to be told of a partition.
     let (start, count) = ((MIB / 512).to_string(), ((disk.len() - MIB) / 512).to_string());
     tool("addpart", &[&device.path(), &"1", &start, &count]);

@@ -1,6 +1,6 @@
 //! The stick with the delta on it fails.
 
-use crate::{delta_of, pair, patch};
+use crate::{delta_of, noise, pair, patch};
 use blkpatch::delta::Delta;
 use blkpatch::delta::check::check_order;
 use blkpatch::delta::stream::ReadAt;
@@ -25,7 +25,7 @@ impl ReadAt for FlakyStick {
             return Err(io::Error::from_raw_os_error(5));
         }
         // Short reads, too.
-        let len = buffer.len().min(777);
+        let len = buffer.len().min(40_001);
         ReadAt::read_at(&self.bytes, &mut buffer[..len], offset)
     }
     fn size(&self) -> io::Result<u64> {
@@ -35,7 +35,9 @@ impl ReadAt for FlakyStick {
 
 #[test]
 fn a_delta_that_can_no_longer_be_read() {
+    // So large that the literals of later batches are read after the first ones were written.
     let (old, new) = pair(0);
+    let (old, new) = ([&old[..], &noise(3, 3 << 20)].concat(), [&new[..], &noise(4, 3 << 20)].concat());
     let (folder, good) = delta_of(&old, &new);
     let bytes = std::fs::read(folder.path().join("delta")).expect("the delta");
     let (mut at_once, mut stopped) = (0, 0);
