@@ -16,6 +16,7 @@ use crate::delta::writer::fill_save;
 use crate::device::{AlignedBuffer, Device, DeviceError};
 use crate::monitor::Monitor;
 use crate::scribe::{Order, Scribe, Work};
+use crate::sources::SourceBuffer;
 use crate::units::{BLOCK, Extent};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -85,7 +86,7 @@ pub fn walk(
             differences,
             literals,
             step_list: Vec::new(),
-            sources: SourceBuffer { end: device.len(), ..SourceBuffer::default() },
+            sources: SourceBuffer::new(device.len()),
             desk: Desk { to_write, to_reuse, underway: VecDeque::new(), buffers: Vec::new(), made: 0 },
         };
         let prepared = walker.all(redo, stop, monitor);
@@ -303,42 +304,4 @@ fn have_common(mut a: &[Extent], mut b: &[Extent]) -> bool {
         }
     }
     false
-}
-
-/// The source blocks of a batch, in memory: read in ascending order, neighbours at once.
-#[derive(Default)]
-struct SourceBuffer {
-    /// Where the target ended when the walk began; one that ends sooner by now fails to be read.
-    end: u64,
-    extents: Vec<(Extent, usize)>,
-    bytes: AlignedBuffer,
-}
-
-impl SourceBuffer {
-    fn load(&mut self, device: &dyn Device, sources: &Sources) -> Result<(), DeviceError> {
-        self.extents.clear();
-        self.bytes.resize(sources.bytes() as usize);
-        let mut at = 0;
-        for extent in &sources.blocks {
-            // The image's last block may be short; behind it there is nothing to read.
-            let bytes = extent.bytes(self.end);
-            let len = (bytes.end - bytes.start) as usize;
-            device.read(bytes.start, &mut self.bytes[at..at + len])?;
-            self.extents.push((*extent, at));
-            at += (extent.count * BLOCK) as usize;
-        }
-        Ok(())
-    }
-
-    /// Copies bytes from where they physically lie; `None` if they were not loaded.
-    fn copy(&self, physical: u64, target: &mut [u8]) -> Option<()> {
-        let i = self.extents.partition_point(|(extent, _)| extent.start * BLOCK <= physical).checked_sub(1)?;
-        let (extent, at) = self.extents.get(i)?;
-        if physical + target.len() as u64 > extent.end() * BLOCK {
-            return None;
-        }
-        let start = at + (physical - extent.start * BLOCK) as usize;
-        target.copy_from_slice(self.bytes.get(start..start + target.len())?);
-        Some(())
-    }
 }

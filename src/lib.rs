@@ -20,6 +20,7 @@ pub mod patch;
 pub mod plan;
 pub mod resume;
 mod scribe;
+mod sources;
 mod sweep;
 pub mod target;
 pub mod units;

@@ -1,0 +1,144 @@
+//! The source blocks of a batch, read into memory: few large reads, several at a time.
+
+use crate::delta::placement::Sources;
+use crate::device::{AlignedBuffer, Device, DeviceError};
+use crate::units::{BLOCK, Extent};
+
+/// Blocks that are not wanted but read all the same, where that saves a read: on loop devices, disks and sticks alike a
+/// read of its own costs about as much time as 32 KiB more of the one before.
+const GAP: u64 = 8;
+/// All such blocks of a batch: bounds the memory beyond what the delta announces.
+const GAPS_MOST: u64 = 256;
+/// Reads under way at the same time: hides what each of them waits.
+const READERS: usize = 4;
+/// A batch with fewer reads is not worth the threads.
+const FEW: usize = 4;
+
+/// What a batch reads, in memory.
+pub(crate) struct SourceBuffer {
+    /// Where the target ended when the walk began; one that ends sooner by now fails to be read.
+    end: u64,
+    /// What was read, ascending, and where it lies in the buffer.
+    runs: Vec<(Extent, usize)>,
+    bytes: AlignedBuffer,
+}
+
+impl SourceBuffer {
+    /// For a target that ends at byte `end`.
+    pub fn new(end: u64) -> Self {
+        Self { end, runs: Vec::new(), bytes: AlignedBuffer::default() }
+    }
+
+    /// Reads all sources of a batch.
+    pub fn load(&mut self, device: &dyn Device, sources: &Sources) -> Result<(), DeviceError> {
+        self.runs.clear();
+        let mut gaps = 0;
+        for extent in &sources.blocks {
+            match self.runs.last_mut() {
+                Some((run, _)) if extent.start - run.end() <= GAP.min(GAPS_MOST - gaps) => {
+                    gaps += extent.start - run.end();
+                    run.count = extent.end() - run.start;
+                }
+                _ => self.runs.push((*extent, 0)),
+            }
+        }
+        let mut at = 0;
+        for (run, start) in &mut self.runs {
+            *start = at;
+            at += (run.count * BLOCK) as usize;
+        }
+        self.bytes.resize(at);
+        read_runs(device, &self.runs, &mut self.bytes, &sources.blocks, self.end)
+    }
+
+    /// Copies bytes from where they physically lie; `None` if they were not loaded.
+    pub fn copy(&self, physical: u64, target: &mut [u8]) -> Option<()> {
+        let i = self.runs.partition_point(|(run, _)| run.start * BLOCK <= physical).checked_sub(1)?;
+        let (run, at) = self.runs.get(i)?;
+        if physical + target.len() as u64 > run.end() * BLOCK {
+            return None;
+        }
+        let start = at + (physical - run.start * BLOCK) as usize;
+        target.copy_from_slice(self.bytes.get(start..start + target.len())?);
+        Some(())
+    }
+}
+
+fn read_runs(
+    device: &dyn Device,
+    runs: &[(Extent, usize)],
+    bytes: &mut [u8],
+    wanted: &[Extent],
+    end: u64,
+) -> Result<(), DeviceError> {
+    if runs.len() < FEW {
+        return read_some(device, runs, bytes, wanted, end);
+    }
+    let share = runs.len().div_ceil(READERS);
+    std::thread::scope(|scope| {
+        let mut rest = bytes;
+        let mut readers = Vec::new();
+        for runs in runs.chunks(share) {
+            let len: u64 = runs.iter().map(|(run, _)| run.count * BLOCK).sum();
+            let (mine, others) = std::mem::take(&mut rest).split_at_mut(len as usize);
+            rest = others;
+            readers.push(scope.spawn(move || read_some(device, runs, mine, wanted, end)));
+        }
+        let results = readers.into_iter().map(|r| r.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        results.fold(Ok(()), Result::and)
+    })
+}
+
+/// Reads runs one after the other into `bytes`, which they fill.
+fn read_some(
+    device: &dyn Device,
+    runs: &[(Extent, usize)],
+    bytes: &mut [u8],
+    wanted: &[Extent],
+    end: u64,
+) -> Result<(), DeviceError> {
+    let mut rest = bytes;
+    for (run, _) in runs {
+        let (mine, others) = std::mem::take(&mut rest).split_at_mut((run.count * BLOCK) as usize);
+        rest = others;
+        if read_blocks(device, *run, mine, end).is_err() {
+            // Perhaps it is just the gaps that cannot be read, and nobody wants them.
+            let first = wanted.partition_point(|extent| extent.end() <= run.start);
+            for extent in wanted[first..].iter().take_while(|extent| extent.start < run.end()) {
+                let start = ((extent.start - run.start) * BLOCK) as usize;
+                read_blocks(device, *extent, &mut mine[start..start + (extent.count * BLOCK) as usize], end)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Reads whole blocks. The image's last block may be short; behind it there is nothing to read.
+fn read_blocks(device: &dyn Device, extent: Extent, bytes: &mut [u8], end: u64) -> Result<(), DeviceError> {
+    let range = extent.bytes(end);
+    device.read(range.start, &mut bytes[..(range.end - range.start) as usize])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::MemoryDevice;
+
+    #[test]
+    fn what_is_wanted_is_there_and_nothing_else_counts() {
+        let content: Vec<u8> = (0..200 * BLOCK).map(|i| (i / BLOCK) as u8).collect();
+        let device = MemoryDevice::new(content, false);
+        let blocks: Vec<Extent> = [(0, 1), (3, 2), (20, 1), (22, 1), (40, 5), (60, 1), (90, 1), (120, 3), (199, 1)]
+            .map(|(start, count)| Extent { start, count })
+            .to_vec();
+        let sources = Sources { blocks: blocks.clone(), ..Sources::default() };
+        let mut buffer = SourceBuffer::new(200 * BLOCK);
+        buffer.load(&device, &sources).unwrap();
+        for block in blocks.iter().flat_map(|extent| extent.start..extent.end()) {
+            let mut found = [0; BLOCK as usize];
+            buffer.copy(block * BLOCK, &mut found).unwrap();
+            assert!(found.iter().all(|byte| u64::from(*byte) == block), "block {block}");
+        }
+        assert_eq!(buffer.copy(50 * BLOCK, &mut [0]), None);
+    }
+}
