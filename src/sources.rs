@@ -101,13 +101,17 @@ fn read_some(
     for (run, _) in runs {
         let (mine, others) = std::mem::take(&mut rest).split_at_mut((run.count * BLOCK) as usize);
         rest = others;
-        if read_blocks(device, *run, mine, end).is_err() {
+        let failed = read_blocks(device, *run, mine, end).err();
+        let first = wanted.partition_point(|extent| extent.end() <= run.start);
+        let wanted = wanted[first..].iter().take_while(|extent| extent.start < run.end());
+        match failed {
+            Some(e) if wanted.clone().count() == 1 => return Err(e),
             // Perhaps it is just the gaps that cannot be read, and nobody wants them.
-            let first = wanted.partition_point(|extent| extent.end() <= run.start);
-            for extent in wanted[first..].iter().take_while(|extent| extent.start < run.end()) {
+            Some(_) => wanted.clone().try_for_each(|extent| {
                 let start = ((extent.start - run.start) * BLOCK) as usize;
-                read_blocks(device, *extent, &mut mine[start..start + (extent.count * BLOCK) as usize], end)?;
-            }
+                read_blocks(device, *extent, &mut mine[start..start + (extent.count * BLOCK) as usize], end)
+            })?,
+            None => {}
         }
     }
     Ok(())

@@ -185,6 +185,7 @@ pub fn memory_needed(header: &Header, route: &Route, route_number: u16) -> u64 {
         counts.save_ranges.saturating_mul(16 + 128),
         counts.scratch_blocks.min(counts.save_ranges.saturating_add(counts.extents)).saturating_mul(128),
         counts.save_reads.saturating_mul(32),
+        counts.scratch_blocks.saturating_mul(8),
         // Bitmaps: touched twice, written, final, in flight.
         written.saturating_mul(5 * 4200),
         parts.saturating_mul(128),

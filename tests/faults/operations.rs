@@ -148,7 +148,12 @@ fn every_operation_fails(
         };
         *seen.entry(operation).or_insert(0) += 1;
         let said = format!("operation {fails} ({operation}), {verify:?}, {landed:?}");
-        let e = result.expect_err(&said);
+        let e = match result {
+            // A read of several sources at once is tried again for each of them.
+            Ok(_) if operation == "reading" && inner.contents()[..new.len()] == *new => continue,
+            Ok(_) => panic!("{said}: success"),
+            Err(e) => e,
+        };
         let text = e.to_string();
         assert!(
             text.contains("/dev/flaky") && text.contains(operation) && text.contains("os error 5"),
