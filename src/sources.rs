@@ -12,7 +12,7 @@ const GAPS_MOST: u64 = 256;
 /// Reads under way at the same time: hides what each of them waits.
 const READERS: usize = 4;
 /// A batch with fewer reads is not worth the threads.
-const FEW: usize = 4;
+const FEW: usize = 8;
 
 /// What a batch reads, in memory.
 pub(crate) struct SourceBuffer {
