@@ -30,26 +30,57 @@ pub enum VarintError {
 
 /// Reads a LEB128 number. A form that is longer than needed is refused: every value has one encoding.
 pub fn get(input: &mut impl Read) -> Result<u64, VarintError> {
-    let mut value = 0u64;
-    for i in 0..MAX_VARINT {
+    let mut number = Number::default();
+    loop {
         let mut byte = [0u8];
         input.read_exact(&mut byte).map_err(VarintError::Io)?;
-        let bits = u64::from(byte[0] & 0x7f);
-        if i == MAX_VARINT - 1 && bits > 1 {
-            return Err(VarintError::Malformed);
-        }
-        value |= bits << (7 * i);
-        if byte[0] & 0x80 == 0 {
-            return if byte[0] == 0 && i > 0 { Err(VarintError::Malformed) } else { Ok(value) };
+        if let Some(value) = number.push(byte[0])? {
+            return Ok(value);
         }
     }
-    Err(VarintError::Malformed)
+}
+
+/// The number at the start of `bytes`, and how many of them it takes; `None` if it is not there as a whole.
+pub fn get_from(bytes: &[u8]) -> Result<Option<(u64, usize)>, VarintError> {
+    let mut number = Number::default();
+    for (i, byte) in bytes.iter().enumerate() {
+        if let Some(value) = number.push(*byte)? {
+            return Ok(Some((value, i + 1)));
+        }
+    }
+    Ok(None)
+}
+
+/// A number of which some bytes are read.
+#[derive(Default)]
+struct Number {
+    value: u64,
+    len: usize,
+}
+
+impl Number {
+    /// Adds a byte; the value if it is the last one.
+    fn push(&mut self, byte: u8) -> Result<Option<u64>, VarintError> {
+        let bits = u64::from(byte & 0x7f);
+        let last = self.len == MAX_VARINT - 1;
+        if last && (bits > 1 || byte & 0x80 != 0) || byte == 0 && self.len > 0 {
+            return Err(VarintError::Malformed);
+        }
+        self.value |= bits << (7 * self.len);
+        self.len += 1;
+        Ok((byte & 0x80 == 0).then_some(self.value))
+    }
+}
+
+/// The signed value of a zigzag number.
+#[must_use]
+pub fn unzigzag(raw: u64) -> i64 {
+    ((raw >> 1) as i64) ^ -((raw & 1) as i64)
 }
 
 /// Reads a zigzag number.
 pub fn get_signed(input: &mut impl Read) -> Result<i64, VarintError> {
-    let raw = get(input)?;
-    Ok(((raw >> 1) as i64) ^ -((raw & 1) as i64))
+    get(input).map(unzigzag)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use super::DeltaError;
 use super::header::{Codec, Section};
 use crate::varint::{self, VarintError};
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -116,7 +116,18 @@ impl StreamReader {
     /// # Errors
     /// Where the stream ends early or the number is malformed.
     pub fn varint(&mut self) -> Result<u64, DeltaError> {
-        varint::get(self).map_err(|e| varint_error(self.name, e))
+        // What is in the buffer need not go through it byte by byte.
+        let there = self.inner.buffer();
+        let there = &there[..there.len().min(usize::try_from(self.left).unwrap_or(usize::MAX))];
+        match varint::get_from(there) {
+            Ok(Some((value, len))) => {
+                self.inner.consume(len);
+                self.left -= len as u64;
+                Ok(value)
+            }
+            Ok(None) => varint::get(self).map_err(|e| varint_error(self.name, e)),
+            Err(e) => Err(varint_error(self.name, e)),
+        }
     }
 
     /// The next signed varint.
@@ -124,7 +135,7 @@ impl StreamReader {
     /// # Errors
     /// As [`StreamReader::varint`].
     pub fn signed(&mut self) -> Result<i64, DeltaError> {
-        varint::get_signed(self).map_err(|e| varint_error(self.name, e))
+        self.varint().map(varint::unzigzag)
     }
 
     /// Passes over `len` bytes.
