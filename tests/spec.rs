@@ -316,6 +316,7 @@ fn the_memory_needed_is_the_sum_of_table_9_2() {
         ("save_ranges", counts.save_ranges),
         ("min(scratch_blocks, save_ranges + extents)", counts.scratch_blocks.min(counts.save_ranges + counts.extents)),
         ("save_reads", counts.save_reads),
+        ("scratch_blocks", counts.scratch_blocks),
         (
             "min(final_blocks, ⌈⌈new_len / 4096⌉ / 32768⌉ + 1)",
             counts.final_blocks.min(header.new.len.div_ceil(BLOCK).div_ceil(32768) + 1),
