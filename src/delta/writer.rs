@@ -265,7 +265,7 @@ impl<'a> DeltaWriter<'a> {
     fn parts(self, route: &Route, level: i32) -> io::Result<Vec<(Kind, Finished)>> {
         let (route, batches) = (route.encode(), self.table.encode());
         let compress = |bytes: &[u8]| {
-            let mut stream = StreamWriter::new(Compression { level, window_log: 20, threads: 1 });
+            let mut stream = StreamWriter::new(Compression { level, window_log: 18, threads: 1 });
             stream.put(bytes, self.spool_dir)?;
             stream.finish()
         };
