@@ -47,7 +47,10 @@ pub enum WalkError {
     #[error("the delta can no longer be read: {0}")]
     Delta(#[from] DeltaError),
     /// What was computed is not what the delta promises: a source is not what it was when it was checked.
-    #[error("batch {batch} does not come out right: the target returned other data than before near offset {offset}")]
+    #[error(
+        "batch {batch} does not come out right: the target or the delta has yielded other data than when \
+        it was checked (the batch writes at offset {offset})"
+    )]
     WrongResult {
         /// The batch's number, from 0.
         batch: u64,
@@ -77,7 +80,8 @@ pub fn walk(
     let (done, to_reuse) = channel();
     let (steps, differences, literals) = (delta.steps()?, delta.differences()?, delta.literals()?);
     std::thread::scope(|scope| {
-        let scribe = scope.spawn(move || scribe.run(&orders, &done));
+        let started = std::thread::Builder::new().spawn_scoped(scope, move || scribe.run(&orders, &done));
+        let scribe = started.map_err(|source| DeviceError::no_thread(device, source))?;
         let mut walker = Walker {
             device,
             delta,

@@ -9,7 +9,7 @@ use crate::device::Device;
 use crate::monitor::Monitor;
 use crate::resume;
 use crate::target::{Mismatch, State, Survey, SurveyError, crc_of};
-use crate::units::BLOCK;
+use crate::units::{BLOCK, blocks_in};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -101,7 +101,14 @@ pub fn judge(
     }
     let lost = first_lost_source(device, delta, order, &redo)?;
     let state = match lost {
-        Some(within) => State::Neither(Mismatch::Source { within, progress: progress(&delta.table, &intact) }),
+        Some(within) => {
+            let progress = match progress(&delta.table, &intact) {
+                // Where the delta writes everything, nothing tells this image from any other.
+                Progress::Begun { .. } if order.touched.len() >= blocks_in(delta.route.untouched_len) => Progress::Some,
+                progress => progress,
+            };
+            State::Neither(Mismatch::Source { within, progress })
+        }
         None => State::Convertible { done: redo.iter().filter(|redo| !**redo).count() as u64 },
     };
     Ok(Survey { state, redo, tree: None })

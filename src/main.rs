@@ -21,10 +21,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 fn main() -> ExitCode {
     // clap exits by itself: 2 for wrong usage, 0 for help and version.
     let cli = Cli::parse();
+    let patches = matches!(cli.verb, Verb::Patch(_));
     match run(cli) {
         Ok(code) => ExitCode::from(code),
         Err(e) => {
             report::complain(&format!("blkpatch: {e}"));
+            // What concerns other files than the target is found before that is written.
+            if patches && matches!(e, Error::Io { .. } | Error::Unusable { .. }) {
+                report::complain("Nothing was written.");
+            }
             ExitCode::from(e.exit_code())
         }
     }
@@ -75,7 +80,7 @@ fn stop_on_signal(writing: Arc<AtomicBool>) -> Arc<AtomicBool> {
     let asked = Arc::clone(&stop);
     // Where handlers or a thread cannot be had, a signal ends the program at once, which is safe as well.
     if let Ok(mut signals) = Signals::new([SIGINT, SIGTERM]) {
-        std::thread::spawn(move || {
+        let _ = std::thread::Builder::new().spawn(move || {
             for _ in signals.forever() {
                 if asked.swap(true, Ordering::SeqCst) {
                     let begun = writing.load(Ordering::SeqCst);

@@ -5,7 +5,7 @@ use crate::delta::Delta;
 use crate::delta::check::{CheckedOrder, check_order};
 use crate::device::{Access, Device, open_target};
 use crate::error::Error;
-use crate::judge::Progress;
+use crate::judge::{Progress, judge};
 use crate::monitor::Monitor;
 use crate::target::{Mismatch, State, Survey, SurveyError, Verify, crc_of, reread_all, reread_touched, survey};
 use crate::units::{BLOCK, human};
@@ -121,13 +121,13 @@ pub fn patch_device(
     if let State::Neither(mismatch) = &survey.state {
         return Err(refusal(device, mismatch));
     }
-    if !options.dry_run {
-        if let State::Convertible { done } = survey.state {
-            // Checking only what is touched cannot tell the old image from one that differs elsewhere.
-            if done > 0 || options.verify != Verify::Touched {
-                monitor.note(&convertible_note(device, delta, done, &survey.redo));
-            }
+    if let State::Convertible { done } = survey.state {
+        // Checking only what is touched cannot tell the old image from one that differs elsewhere.
+        if done > 0 || options.verify != Verify::Touched {
+            monitor.note(&convertible_note(device, delta, done, &survey.redo));
         }
+    }
+    if !options.dry_run {
         if device.len() != len {
             let why = format!("its length changed from {len} to {} bytes while it was checked", device.len());
             return Err(Error::Unreliable { name: device.name(), why });
@@ -170,9 +170,11 @@ pub(crate) fn check_size(device: &dyn Device, delta: &Delta) -> Result<(), Error
 
 /// The length a resizable target must get while it is patched; `None` where nothing changes: a file that is longer
 /// than both images is treated as a device, and keeps its length.
-fn working_len(device: &dyn Device, delta: &Delta) -> Option<u64> {
+fn working_len(device: &dyn Device, delta: &Delta, state: &State) -> Option<u64> {
     let longest = delta.header.new.len.max(delta.route.old.map_or(0, |old| old.len));
-    (device.resizable() && device.len() <= longest).then_some(longest)
+    // A file that is patched is cut from just this length: what stands behind the new image otherwise is its user's.
+    let may_set = if *state == State::New { device.len() == longest } else { device.len() <= longest };
+    (device.resizable() && may_set).then_some(longest)
 }
 
 fn write_all(
@@ -186,11 +188,11 @@ fn write_all(
 ) -> Result<(), Error> {
     let Opened { delta, order } = opened;
     let new_len = delta.header.new.len;
-    let working = working_len(device, delta);
+    let working = working_len(device, delta, &survey.state);
     if survey.state != State::New {
         for extent in order.touched.extents() {
             let bytes = extent.bytes(new_len);
-            device.reserve(bytes.start, bytes.end - bytes.start)?;
+            device.reserve(bytes.start, bytes.end - bytes.start).inspect_err(|_| device.unreserve())?;
         }
         monitor.writing();
         let grown = working.is_some_and(|len| len != device.len());
@@ -244,37 +246,56 @@ fn check_result(
     let unread = |e: SurveyError| Error::stopped(device.name(), written, &e);
     device.forget_cache().map_err(failed)?;
     monitor.phase("checking the result", if verify == Verify::All { new.len } else { order.touched.len() * BLOCK });
+    let wrong = |found, expected| wrong_result(opened, device, written, found, expected, monitor);
     let result = match (verify, tree) {
         (Verify::Full, Some(mut tree)) => {
             reread_touched(device, order, &mut tree, new.len, monitor).map_err(unread)?;
             tree.finish()
         }
         (Verify::All, _) => reread_all(device, new.len, monitor).map_err(unread)?.finish(),
-        (Verify::Touched | Verify::Full, _) => return check_finals(opened, device, written),
+        (Verify::Touched | Verify::Full, _) => {
+            return match wrong_batch(opened, device, written)? {
+                Some((found, expected)) => Err(wrong(found, expected)),
+                None => Ok(()),
+            };
+        }
     };
     match result {
         Some(id) if id == new => Ok(()),
-        found => Err(damaged(device, found.map_or(0, |id| id.crc), new.crc)),
+        found => Err(wrong(found.map_or(0, |id| id.crc), new.crc)),
     }
 }
 
-fn damaged(device: &dyn Device, found: u32, expected: u32) -> Error {
-    let why = format!(
-        "reading back after writing gives CRC-32 {found:08x} instead of {expected:08x}; the medium may be failing"
-    );
-    Error::Damaged { name: device.name(), why }
+/// What was read back is not what was written: whether another run can mend it, the batches tell.
+fn wrong_result(
+    opened: &Opened,
+    device: &dyn Device,
+    written: u64,
+    found: u32,
+    expected: u32,
+    monitor: &dyn Monitor,
+) -> Error {
+    let why = format!("reading back after writing gives CRC-32 {found:08x} instead of {expected:08x}");
+    match judge(device, &opened.delta, &opened.order, &AtomicBool::new(false), monitor) {
+        Ok(Survey { state: State::Convertible { .. }, .. }) => {
+            let why = format!("{why}; the medium, or one below it that is full, did not keep what was written");
+            Error::stopped(device.name(), written, &why)
+        }
+        _ => Error::Damaged { name: device.name(), why: format!("{why}; the medium may be failing") },
+    }
 }
 
-fn check_finals(opened: &Opened, device: &dyn Device, written: u64) -> Result<(), Error> {
+/// CRC-32 found and expected of the first final batch whose content is not there.
+fn wrong_batch(opened: &Opened, device: &dyn Device, written: u64) -> Result<Option<(u32, u32)>, Error> {
     let Opened { delta, .. } = opened;
     for batch in delta.table.batches().iter().filter(|b| b.kind != crate::delta::batch::BatchKind::Save) {
         let ranges = delta.table.extents(batch).iter().map(|e| e.bytes(delta.header.new.len));
         let crc = crc_of(device, ranges).map_err(|e| Error::stopped(device.name(), written, &e))?;
         if crc != batch.crc {
-            return Err(damaged(device, crc, batch.crc));
+            return Ok(Some((crc, batch.crc)));
         }
     }
-    Ok(())
+    Ok(None)
 }
 
 /// The refusal of a target that holds something else, as closely as can be said.
@@ -282,16 +303,16 @@ pub fn refusal(device: &dyn Device, mismatch: &Mismatch) -> Error {
     let name = device.name();
     let (place, hint) = describe(mismatch);
     match mismatch {
-        Mismatch::Source { progress: Progress::Nothing, .. } => Error::Neither { name, place, hint },
-        // All untouched content is right, so this is no other image.
-        Mismatch::Source { .. } | Mismatch::Untouched { progress: Progress::Begun { .. }, .. } => {
+        // All content that the delta leaves alone is right, and what it writes is there as an interruption leaves it.
+        Mismatch::Source { progress: Progress::Begun { done, all }, .. } => {
             let why = format!(
-                "part of it was patched already, by a run that was interrupted or finished, and something has changed \
-                 it since: {place}. (A file system on it was mounted read-write? Another delta applied? A failing medium?)"
+                "{done} of {all} batches of this delta are done, as an interrupted run leaves it, and something has \
+                 changed it since: {place}. (A file system on it was mounted read-write? Another delta applied? A \
+                 failing medium?) This run has written nothing"
             );
             Error::Damaged { name, why }
         }
-        Mismatch::Untouched { .. } => Error::Neither { name, place, hint },
+        _ => Error::Neither { name, place, hint },
     }
 }
 
@@ -314,21 +335,22 @@ pub fn describe(mismatch: &Mismatch) -> (String, String) {
         Mismatch::Untouched { progress, .. } => {
             ("its content differs in parts that the delta does not change".into(), progress)
         }
-        Mismatch::Source { within, .. } => {
-            let place =
-                format!("data that the delta builds on differs, between bytes {} and {}", within.start, within.end);
-            return (place, mounted.into());
-        }
+        Mismatch::Source { within, progress } => (
+            format!("data that the delta builds on differs, between bytes {} and {}", within.start, within.end),
+            progress,
+        ),
     };
     let hint = match (progress, mismatch) {
         (Progress::All, _) => {
             "All that the delta writes is there already: it was probably patched before, and then a file system on it \
              was mounted read-write. If so, it needs no patching; to have exactly the new image, write that in full"
         }
-        (Progress::Some, _) => {
-            "Some of what the delta writes is there already: it probably holds another release, which needs another \
-             delta ('blkpatch info' shows which image this one starts from), or the full new image"
+        (Progress::Some | Progress::Begun { .. }, _) => {
+            "Some of what the delta writes is there already. Either it holds another release: that needs another delta \
+             ('blkpatch info' shows which image this one starts from). Or a run was interrupted, and something has \
+             written to it since, such as a read-write mount: then only the full new image helps"
         }
+        (_, Mismatch::Source { .. }) => mounted,
         (_, Mismatch::Untouched { regions: Some((wrong, all)), .. }) if wrong * 2 < *all => mounted,
         _ => {
             "Check that this is the right device and the right delta ('blkpatch info' shows the old image's digests). If \

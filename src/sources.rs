@@ -3,6 +3,7 @@
 use crate::delta::placement::Sources;
 use crate::device::{AlignedBuffer, Device, DeviceError};
 use crate::units::{BLOCK, Extent};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Blocks that are not wanted but read all the same, where that saves a read: on loop devices, disks and sticks alike a
 /// read of its own costs about as much time as 32 KiB more of the one before.
@@ -82,7 +83,17 @@ fn read_runs(
             let len: u64 = runs.iter().map(|(run, _)| run.count * BLOCK).sum();
             let (mine, others) = std::mem::take(&mut rest).split_at_mut(len as usize);
             rest = others;
-            readers.push(scope.spawn(move || read_some(device, runs, mine, wanted, end)));
+            // Where no thread can be had, its share is read here.
+            let mine = Mutex::new(mine);
+            let share = Arc::new(move || {
+                let mut mine = mine.lock().unwrap_or_else(PoisonError::into_inner);
+                read_some(device, runs, &mut mine, wanted, end)
+            });
+            let theirs = Arc::clone(&share);
+            match std::thread::Builder::new().spawn_scoped(scope, move || theirs()) {
+                Ok(reader) => readers.push(reader),
+                Err(_) => share()?,
+            }
         }
         let results = readers.into_iter().map(|r| r.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
         results.fold(Ok(()), Result::and)

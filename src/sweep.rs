@@ -42,11 +42,14 @@ pub(crate) fn sweep<T: Send, F: Fn(u64) -> Range<u64> + Sync>(
     }
     let (next, taken, over) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
     let (to_take, results) = sync_channel::<(u64, Result<T, DeviceError>)>(threads);
+    let work = &work;
     std::thread::scope(|scope| {
+        let mut started = 0;
         for _ in 0..threads {
             let to_take = to_take.clone();
-            scope.spawn(|| {
-                let to_take = to_take;
+            let (next, taken, over) = (&next, &taken, &over);
+            let reader = move || {
+                let _end = EndAll(over);
                 let mut buffer = AlignedBuffer::default();
                 loop {
                     let i = next.fetch_add(1, Ordering::Relaxed);
@@ -64,8 +67,13 @@ pub(crate) fn sweep<T: Send, F: Fn(u64) -> Range<u64> + Sync>(
                         return;
                     }
                 }
-            });
+            };
+            started += usize::from(std::thread::Builder::new().spawn_scoped(scope, reader).is_ok());
         }
+        if started == 0 {
+            return sweep_few(device, chunks, stop, work, take); // the system lets no thread be started
+        }
+        let _end = EndAll(&over);
         drop(to_take);
         let mut waiting = BTreeMap::new();
         let mut due = 0;
@@ -90,6 +98,17 @@ pub(crate) fn sweep<T: Send, F: Fn(u64) -> Range<u64> + Sync>(
         drop(results);
         result
     })
+}
+
+/// Ends all readers when one of them, or who takes their results, panics: nobody must wait for the others for ever.
+struct EndAll<'a>(&'a AtomicBool);
+
+impl Drop for EndAll<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
 }
 
 /// The same without threads.

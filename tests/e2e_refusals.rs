@@ -350,6 +350,24 @@ fn a_target_that_another_process_has_locked() {
 }
 
 #[test]
+fn a_file_behind_a_loop_device_under_any_name() {
+    if !loops("a file behind a loop device") {
+        return;
+    }
+    let scene = small_scene();
+    let (delta, other) = (scene.path("delta"), scene.path("other"));
+    fs::hard_link(scene.path("target"), &other).unwrap();
+    let device = Loop::attach(&scene.path("target"));
+    for name in [&scene.path("target"), &other] {
+        let before = Unwritten::look(name);
+        run(&[&"patch", &delta, name]).code(1).says("a loop device shows it").says("Nothing was written");
+        before.still(name);
+    }
+    drop(device);
+    run(&[&"patch", &delta, &other]).code(0);
+}
+
+#[test]
 fn a_partition_of_a_disk_that_another_process_has_locked() {
     if !loops("a partition of a locked disk") {
         return;
@@ -433,9 +451,12 @@ fn a_file_system_that_is_read_only_or_full() {
     let mount = Mount::new("tmpfs", Path::new("tmpfs"), &at, "size=200k");
     let target = at.join("target");
     fs::write(&target, &old).unwrap();
-    let before = Unwritten::look(&target);
+    let blocks = || std::os::unix::fs::MetadataExt::blocks(&fs::metadata(&target).unwrap());
+    let space = blocks();
     run(&[&"patch", &scene.path("delta"), &target]).code(1).says("No space left").says("Nothing was written");
-    before.still(&target);
+    assert_same(&fs::read(&target).unwrap(), &old, "the file that had no room to grow");
+    assert_eq!(blocks(), space, "512-byte blocks: what was reserved in vain is given back");
+    let before = Unwritten::look(&target);
     tool("mount", &[&"-o", &"remount,ro", &at]);
     run(&[&"patch", &scene.path("delta"), &target]).code(1).says("read-only").says("Nothing was written");
     before.still(&target);

@@ -122,8 +122,10 @@ impl DifferenceReader {
             let end = (at + FIELD).min(target.len());
             let old = field(&target[at..end]);
             let list = guesses.list(place, at, old);
-            let value = if let Some(shift) = list.get(number as usize).copied() {
-                to_front(list, number as usize, shift);
+            // A number of more than 32 bits must not become a small one on a machine with small pointers.
+            let index = usize::try_from(number).unwrap_or(usize::MAX);
+            let value = if let Some(shift) = list.get(index).copied() {
+                to_front(list, index, shift);
                 shift.wrapping_add(place.displacement)
             } else {
                 let value = unzigzag(number - GUESSES as u64);

@@ -1,24 +1,46 @@
 //! A regular file as the target. Reads that check drop the page cache first; that is best effort on files.
 
 use super::{Device, DeviceError, ZEROS};
-use rustix::fs::{Advice, FallocateFlags};
+use rustix::fs::{Advice, FallocateFlags, SeekFrom};
+use rustix::io::Errno;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 /// An image in a regular file.
 #[derive(Debug)]
 pub struct FileTarget {
     file: File,
     path: PathBuf,
+    /// Holes that were reserved.
+    reserved: Mutex<Vec<Range<u64>>>,
 }
 
 impl FileTarget {
     /// Wraps an open file; `path` is for messages.
     #[must_use]
     pub fn new(file: File, path: &Path) -> Self {
-        Self { file, path: path.to_owned() }
+        Self { file, path: path.to_owned(), reserved: Mutex::default() }
+    }
+
+    /// The holes of the file among `len` bytes from `offset`.
+    fn holes(&self, offset: u64, len: u64) -> Vec<Range<u64>> {
+        let (mut at, end, mut holes) = (offset, offset.saturating_add(len), Vec::new());
+        while at < end {
+            // Fails behind the last data: all the rest is a hole, or behind the end of the file.
+            let data = rustix::fs::seek(&self.file, SeekFrom::Data(at)).map_or(end, |data| data.clamp(at, end));
+            if data > at {
+                holes.push(at..data);
+            }
+            at = rustix::fs::seek(&self.file, SeekFrom::Hole(data)).map_or(end, |hole| hole.clamp(data, end));
+            if at == data && data < end {
+                break; // a file system that answers nonsense
+            }
+        }
+        holes
     }
 
     fn error(&self, operation: &'static str, offset: u64, len: u64, source: io::Error) -> DeviceError {
@@ -102,7 +124,9 @@ impl Device for FileTarget {
     }
 
     fn reserve(&self, offset: u64, len: u64) -> Result<(), DeviceError> {
-        use rustix::io::Errno;
+        if let Ok(mut reserved) = self.reserved.lock() {
+            reserved.extend(self.holes(offset, len));
+        }
         match rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, offset, len) {
             Err(e) if matches!(e, Errno::NOSPC | Errno::FBIG | Errno::DQUOT | Errno::IO) => {
                 Err(self.error("reserving space in", offset, len, e.into()))
@@ -111,11 +135,19 @@ impl Device for FileTarget {
         }
     }
 
+    fn unreserve(&self) {
+        let ranges = self.reserved.lock().map(|mut ranges| std::mem::take(&mut *ranges)).unwrap_or_default();
+        for range in ranges {
+            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            // It was a hole: making it one again changes no content, and failing to leaves it reserved.
+            let _ = rustix::fs::fallocate(&self.file, flags, range.start, range.end - range.start);
+        }
+    }
+
     fn is_hole(&self, offset: u64, len: u64) -> bool {
-        use rustix::fs::SeekFrom;
         match rustix::fs::seek(&self.file, SeekFrom::Data(offset)) {
             Ok(data) => data >= offset.saturating_add(len),
-            Err(e) => e == rustix::io::Errno::NXIO && offset < self.len(), // no data up to the end
+            Err(e) => e == Errno::NXIO && offset < self.len(), // no data up to the end
         }
     }
 

@@ -46,6 +46,13 @@ impl DeviceError {
     }
 }
 
+impl DeviceError {
+    /// The system does not let a thread be started that is to work on the device.
+    pub(crate) fn no_thread(device: &dyn Device, source: io::Error) -> Self {
+        Self { operation: "starting a thread for", name: device.name(), offset: 0, len: 0, source }
+    }
+}
+
 /// Storage that holds an image: a block device, a file, or memory.
 ///
 /// All methods take `&self`, so that one thread may read ahead; writes are issued by one thread only.
@@ -93,11 +100,14 @@ pub trait Device: Send + Sync {
     /// Makes sure that writing `len` bytes from `offset` cannot run out of space half-way, where the target is sparse.
     ///
     /// # Errors
-    /// Where there is not enough space; nothing has changed then.
+    /// Where there is not enough space. What was reserved so far stays so until [`Device::unreserve`].
     fn reserve(&self, offset: u64, len: u64) -> Result<(), DeviceError> {
         let _ = (offset, len);
         Ok(())
     }
+
+    /// Gives back the space that [`Device::reserve`] took, while nothing has been written to it.
+    fn unreserve(&self) {}
 
     /// Whether it is known without reading that `len` bytes from `offset` are zeros.
     fn is_hole(&self, offset: u64, len: u64) -> bool {

@@ -94,7 +94,7 @@ pub fn open_target(path: &Path, access: Access) -> Result<Box<dyn Device>, OpenE
         return open_block(path, access, meta.rdev());
     }
     let what = if kind.is_file() {
-        if access != Access::Read && is_behind_a_loop_device(path) {
+        if access != Access::Read && is_behind_a_loop_device(&meta) {
             let by = "a loop device shows it; detach that with 'losetup -d', or patch the loop device instead";
             return Err(OpenError::Busy { path: path.to_owned(), by });
         }
@@ -193,12 +193,13 @@ fn lock(file: &File, path: &Path, access: Access) -> Result<(), OpenError> {
     Err(OpenError::Busy { path: path.to_owned(), by: "another program, perhaps blkpatch itself, has locked it" })
 }
 
-/// Whether a loop device is attached to the file.
-fn is_behind_a_loop_device(path: &Path) -> bool {
-    let (Ok(path), Ok(devices)) = (path.canonicalize(), std::fs::read_dir("/sys/block")) else { return false };
+/// Whether a loop device is attached to the file, under whichever name.
+fn is_behind_a_loop_device(file: &std::fs::Metadata) -> bool {
+    let Ok(devices) = std::fs::read_dir("/sys/block") else { return false };
     devices.flatten().any(|device| {
-        let backing = std::fs::read_to_string(device.path().join("loop/backing_file"));
-        backing.is_ok_and(|file| Path::new(file.trim_end_matches('\n')) == path)
+        let Ok(path) = std::fs::read_to_string(device.path().join("loop/backing_file")) else { return false };
+        let backing = std::fs::metadata(path.trim_end_matches('\n'));
+        backing.is_ok_and(|backing| (backing.dev(), backing.ino()) == (file.dev(), file.ino()))
     })
 }
 
