@@ -55,7 +55,8 @@ pub struct DiffReport {
 
 /// log2 of the windows: the target needs that much memory for each column. Measured on the pairs `release` and
 /// `squashfs`, half the window for the literals costs 0.07 %; the columns of the steps hardly repeat over a distance.
-fn window_log(kind: Kind) -> u8 {
+#[must_use]
+pub fn window_log(kind: Kind) -> u8 {
     match kind {
         Kind::Literals => 22,
         Kind::DifferenceValues => 20,
