@@ -35,7 +35,7 @@ impl std::fmt::Debug for Delta {
 }
 
 /// Fixed part of the memory that patching takes: code, buffers, the read-ahead of the checks.
-const BASE_MEMORY: u64 = 11 << 20;
+const BASE_MEMORY: u64 = 14 << 20;
 
 impl Delta {
     /// Reads and checks header, digests, route and batch table; `memory_limit` in bytes bounds what it may announce.
