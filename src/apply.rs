@@ -174,7 +174,7 @@ impl<'a> Desk<'a> {
     }
 }
 
-impl Walker<'_> {
+impl<'a> Walker<'a> {
     fn all(&mut self, redo: &[bool], stop: &AtomicBool, monitor: &dyn Monitor) -> Result<(), WalkError> {
         let delta = self.delta;
         for ((index, batch), redo) in (0u64..).zip(delta.table.batches()).zip(redo) {
@@ -188,9 +188,7 @@ impl Walker<'_> {
         }
         Ok(())
     }
-}
 
-impl<'a> Walker<'a> {
     fn batch(&mut self, index: u64, batch: &'a Batch, redo: bool) -> Result<(), WalkError> {
         let missing = |block| DeltaError::Rule { rule: "source", batch: index, block };
         let extents = self.delta.table.extents(batch);

@@ -49,7 +49,8 @@ impl SourceBuffer {
             at += (run.count * BLOCK) as usize;
         }
         self.bytes.resize(at);
-        read_runs(device, &self.runs, &mut self.bytes, &sources.blocks, self.end)
+        let reading = Reading { device, wanted: &sources.blocks, end: self.end };
+        reading.runs(&self.runs, &mut self.bytes)
     }
 
     /// Copies bytes from where they physically lie; `None` if they were not loaded.
@@ -65,73 +66,70 @@ impl SourceBuffer {
     }
 }
 
-fn read_runs(
-    device: &dyn Device,
-    runs: &[(Extent, usize)],
-    bytes: &mut [u8],
-    wanted: &[Extent],
+/// One batch's reading.
+#[derive(Clone, Copy)]
+struct Reading<'a> {
+    device: &'a dyn Device,
+    /// What the batch reads; runs hold gaps besides.
+    wanted: &'a [Extent],
     end: u64,
-) -> Result<(), DeviceError> {
-    if runs.len() < FEW {
-        return read_some(device, runs, bytes, wanted, end);
-    }
-    let share = runs.len().div_ceil(READERS);
-    std::thread::scope(|scope| {
-        let mut rest = bytes;
-        let mut readers = Vec::new();
-        for runs in runs.chunks(share) {
-            let len: u64 = runs.iter().map(|(run, _)| run.count * BLOCK).sum();
-            let (mine, others) = std::mem::take(&mut rest).split_at_mut(len as usize);
-            rest = others;
-            // Where no thread can be had, its share is read here.
-            let mine = Mutex::new(mine);
-            let share = Arc::new(move || {
-                let mut mine = mine.lock().unwrap_or_else(PoisonError::into_inner);
-                read_some(device, runs, &mut mine, wanted, end)
-            });
-            let theirs = Arc::clone(&share);
-            match std::thread::Builder::new().spawn_scoped(scope, move || theirs()) {
-                Ok(reader) => readers.push(reader),
-                Err(_) => share()?,
+}
+
+impl Reading<'_> {
+    /// Reads runs into `bytes`, which they fill; many of them by several threads.
+    fn runs(self, runs: &[(Extent, usize)], bytes: &mut [u8]) -> Result<(), DeviceError> {
+        if runs.len() < FEW {
+            return self.some(runs, bytes);
+        }
+        let share = runs.len().div_ceil(READERS);
+        std::thread::scope(|scope| {
+            let mut rest = bytes;
+            let mut readers = Vec::new();
+            for runs in runs.chunks(share) {
+                let len: u64 = runs.iter().map(|(run, _)| run.count * BLOCK).sum();
+                let (mine, others) = std::mem::take(&mut rest).split_at_mut(len as usize);
+                rest = others;
+                // Where no thread can be had, its share is read here.
+                let mine = Mutex::new(mine);
+                let share = Arc::new(move || self.some(runs, &mut mine.lock().unwrap_or_else(PoisonError::into_inner)));
+                let theirs = Arc::clone(&share);
+                match std::thread::Builder::new().spawn_scoped(scope, move || theirs()) {
+                    Ok(reader) => readers.push(reader),
+                    Err(_) => share()?,
+                }
             }
-        }
-        let results = readers.into_iter().map(|r| r.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-        results.fold(Ok(()), Result::and)
-    })
-}
-
-/// Reads runs one after the other into `bytes`, which they fill.
-fn read_some(
-    device: &dyn Device,
-    runs: &[(Extent, usize)],
-    bytes: &mut [u8],
-    wanted: &[Extent],
-    end: u64,
-) -> Result<(), DeviceError> {
-    let mut rest = bytes;
-    for (run, _) in runs {
-        let (mine, others) = std::mem::take(&mut rest).split_at_mut((run.count * BLOCK) as usize);
-        rest = others;
-        let failed = read_blocks(device, *run, mine, end).err();
-        let first = wanted.partition_point(|extent| extent.end() <= run.start);
-        let wanted = wanted[first..].iter().take_while(|extent| extent.start < run.end());
-        match failed {
-            Some(e) if wanted.clone().count() == 1 => return Err(e),
-            // Perhaps it is just the gaps that cannot be read, and nobody wants them.
-            Some(_) => wanted.clone().try_for_each(|extent| {
-                let start = ((extent.start - run.start) * BLOCK) as usize;
-                read_blocks(device, *extent, &mut mine[start..start + (extent.count * BLOCK) as usize], end)
-            })?,
-            None => {}
-        }
+            let results =
+                readers.into_iter().map(|r| r.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+            results.fold(Ok(()), Result::and)
+        })
     }
-    Ok(())
-}
 
-/// Reads whole blocks. The image's last block may be short; behind it there is nothing to read.
-fn read_blocks(device: &dyn Device, extent: Extent, bytes: &mut [u8], end: u64) -> Result<(), DeviceError> {
-    let range = extent.bytes(end);
-    device.read(range.start, &mut bytes[..(range.end - range.start) as usize])
+    /// Reads runs one after the other.
+    fn some(self, runs: &[(Extent, usize)], bytes: &mut [u8]) -> Result<(), DeviceError> {
+        let mut rest = bytes;
+        for (run, _) in runs {
+            let (mine, others) = std::mem::take(&mut rest).split_at_mut((run.count * BLOCK) as usize);
+            rest = others;
+            let Err(e) = self.blocks(*run, mine) else { continue };
+            let first = self.wanted.partition_point(|extent| extent.end() <= run.start);
+            let mut wanted = self.wanted[first..].iter().take_while(|extent| extent.start < run.end());
+            if wanted.clone().count() == 1 {
+                return Err(e);
+            }
+            // Perhaps it is just the gaps that cannot be read, and nobody wants them.
+            wanted.try_for_each(|extent| {
+                let start = ((extent.start - run.start) * BLOCK) as usize;
+                self.blocks(*extent, &mut mine[start..start + (extent.count * BLOCK) as usize])
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Reads whole blocks. The image's last block may be short; behind it there is nothing to read.
+    fn blocks(self, extent: Extent, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        let range = extent.bytes(self.end);
+        self.device.read(range.start, &mut bytes[..(range.end - range.start) as usize])
+    }
 }
 
 #[cfg(test)]

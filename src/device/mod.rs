@@ -44,9 +44,7 @@ impl DeviceError {
             (_, len) => format!(" at offset {} ({len} bytes)", self.offset),
         }
     }
-}
 
-impl DeviceError {
     /// The system does not let a thread be started that is to work on the device.
     pub(crate) fn no_thread(device: &dyn Device, source: io::Error) -> Self {
         Self { operation: "starting a thread for", name: device.name(), offset: 0, len: 0, source }
