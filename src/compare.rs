@@ -1,11 +1,14 @@
 //! Compares two images block by block at equal offsets, hashing both on the way: equal parts once, holes unread.
 
 use crate::blockset::BlockSet;
-use crate::digest::{ImageId, PartDigest, TreeDigest, combine_crc};
+use crate::digest::{
+    ImageId, PartDigest, TreeDigest, ZERO_BLOCK, ZERO_GROUP, ZERO_PART, combine_crc, crc_of_zeros, is_zero,
+};
 use crate::monitor::Monitor;
 use crate::parallel;
 use crate::units::{BLOCK, Extent, PART, merge_extents};
 use std::ops::Range;
+use std::sync::LazyLock;
 
 /// An image as the comparison sees it.
 #[derive(Clone, Copy, Debug)]
@@ -47,8 +50,6 @@ impl<'a> View<'a> {
     }
 }
 
-static ZERO_PART: [u8; PART as usize] = [0; PART as usize];
-
 /// What a comparison found.
 #[derive(Clone, Debug)]
 pub struct Comparison {
@@ -60,36 +61,63 @@ pub struct Comparison {
     pub changed: Vec<Extent>,
     /// Blocks of the old image that are not zero: ascending, merged. Unlike its holes, they depend on nothing else.
     pub old_data: Vec<Extent>,
-    old_parts: Vec<PartDigest>,
+    /// `None` for parts of zero groups.
+    old_parts: Vec<Option<PartDigest>>,
 }
 
 /// Of one part: digest of the old and of the new part, changed blocks, and old blocks that are not zero.
 type PartResult = (Option<PartDigest>, Option<PartDigest>, Vec<Extent>, Vec<Extent>);
+
+/// Parts in a zero group.
+const GROUP_PARTS: usize = (ZERO_GROUP / PART) as usize;
+
+/// The digest of the zero group at `offset`, if it is one, below the root of trees of all these lengths.
+fn zero_group(offset: u64, views: &[View<'_>], totals: &[u64]) -> Option<PartDigest> {
+    let range = offset..offset + ZERO_GROUP;
+    let inside = totals.iter().all(|total| *total >= range.end && *total > ZERO_GROUP);
+    let digest = PartDigest::of_zero_group(offset).filter(|_| inside)?;
+    let zero = |view: &View<'_>| {
+        view.is_hole(&range) || (0..GROUP_PARTS as u64).all(|part| is_zero(view.part(offset + part * PART)))
+    };
+    views.iter().all(zero).then_some(digest)
+}
 
 /// Compares two images.
 #[must_use]
 pub fn compare(old: View<'_>, new: View<'_>, threads: usize, monitor: &dyn Monitor) -> Comparison {
     let parts = old.len().max(new.len()).div_ceil(PART) as usize;
     monitor.phase("comparing", parts as u64 * PART);
-    let results = parallel::map(parts, threads, |part| {
-        let result = compare_part(old, new, part as u64 * PART);
-        monitor.advance(PART);
+    let results = parallel::map(parts.div_ceil(GROUP_PARTS), threads, |group| {
+        let first = group * GROUP_PARTS;
+        let result = compare_group(old, new, first..parts.min(first + GROUP_PARTS));
+        monitor.advance(ZERO_GROUP);
         result
     });
     let (mut old_tree, mut new_tree) = (TreeDigest::new(old.len()), TreeDigest::new(new.len()));
     let mut changed = Vec::new();
     let mut old_parts = Vec::new();
     let mut old_data = Vec::new();
-    for (old_part, new_part, extents, data) in results {
-        if let Some(part) = old_part {
-            old_tree.push(part, false);
-            old_parts.push(part);
+    for group in results {
+        let parts = match group {
+            GroupResult::Zero(digest) => {
+                old_tree.push(digest, false);
+                new_tree.push(digest, false);
+                old_parts.extend([None; GROUP_PARTS]);
+                continue;
+            }
+            GroupResult::Parts(parts) => parts,
+        };
+        for (old_part, new_part, extents, data) in parts {
+            if let Some(part) = old_part {
+                old_tree.push(part, false);
+                old_parts.push(Some(part));
+            }
+            if let Some(part) = new_part {
+                new_tree.push(part, false);
+            }
+            changed.extend(extents);
+            old_data.extend(data);
         }
-        if let Some(part) = new_part {
-            new_tree.push(part, false);
-        }
-        changed.extend(extents);
-        old_data.extend(data);
     }
     merge_extents(&mut changed);
     merge_extents(&mut old_data);
@@ -98,16 +126,34 @@ pub fn compare(old: View<'_>, new: View<'_>, threads: usize, monitor: &dyn Monit
     Comparison { old, new, changed, old_data, old_parts }
 }
 
+/// Of [`GROUP_PARTS`] parts.
+enum GroupResult {
+    /// They are zero in both images.
+    Zero(PartDigest),
+    Parts(Vec<PartResult>),
+}
+
+fn compare_group(old: View<'_>, new: View<'_>, parts: Range<usize>) -> GroupResult {
+    if let Some(digest) = zero_group(parts.start as u64 * PART, &[old, new], &[old.len(), new.len()]) {
+        return GroupResult::Zero(digest);
+    }
+    GroupResult::Parts(parts.map(|part| compare_part(old, new, part as u64 * PART)).collect())
+}
+
 /// Length and digests of an image.
 #[must_use]
 pub fn identify(image: View<'_>, threads: usize) -> ImageId {
-    let parts = image.len().div_ceil(PART) as usize;
-    let digests = parallel::map(parts, threads, |i| {
-        let offset = i as u64 * PART;
-        PartDigest::new(offset, image.part(offset), image.len())
+    let groups = image.len().div_ceil(ZERO_GROUP) as usize;
+    let digests = parallel::map(groups, threads, |group| {
+        let offset = group as u64 * ZERO_GROUP;
+        if let Some(digest) = zero_group(offset, &[image], &[image.len()]) {
+            return vec![digest];
+        }
+        let offsets = (offset..image.len().min(offset + ZERO_GROUP)).step_by(PART as usize);
+        offsets.map(|offset| PartDigest::new(offset, image.part(offset), image.len())).collect()
     });
     let mut tree = TreeDigest::new(image.len());
-    digests.into_iter().for_each(|part| tree.push(part, false));
+    digests.into_iter().flatten().for_each(|part| tree.push(part, false));
     tree.finish().unwrap_or(ImageId { len: image.len(), crc: 0, blake3: [0; 32] }) // it is complete
 }
 
@@ -117,7 +163,7 @@ fn compare_part(old: View<'_>, new: View<'_>, offset: u64) -> PartResult {
     let data = if std::ptr::eq(a.as_ptr(), ZERO_PART.as_ptr()) {
         Vec::new()
     } else {
-        blocks_where(a, offset, |_, block| block.iter().any(|byte| *byte != 0))
+        blocks_where(a, offset, |_, block| block != &ZERO_BLOCK[..block.len()])
     };
     let hash = |view: &View<'_>, part: &[u8]| (!part.is_empty()).then(|| PartDigest::new(offset, part, view.len()));
     if same_class && a.len() == b.len() && (std::ptr::eq(a, b) || a == b) {
@@ -149,28 +195,48 @@ impl Comparison {
     #[must_use]
     pub fn untouched(&self, old: View<'_>, touched: &BlockSet, region_log: u8, threads: usize) -> ([u8; 32], Vec<u32>) {
         let total = self.old.len.min(self.new.len);
-        let count = total.div_ceil(PART) as usize;
-        let parts = parallel::map(count, threads, |i| {
-            let offset = i as u64 * PART;
-            let len = (total - offset).min(PART);
-            let blocks = Extent { start: offset / BLOCK, count: len.div_ceil(BLOCK) };
-            match self.old_parts.get(i) {
-                Some(part) if part.len == len && !touched.any(blocks) && same_class(self.old.len, total) => *part,
-                _ => {
-                    let mut bytes = old.part(offset)[..len as usize].to_vec();
-                    zero_touched(&mut bytes, blocks, touched);
-                    PartDigest::new(offset, &bytes, total)
-                }
+        let groups = parallel::map(total.div_ceil(ZERO_GROUP) as usize, threads, |group| {
+            let offset = group as u64 * ZERO_GROUP;
+            let blocks = Extent { start: offset / BLOCK, count: ZERO_GROUP / BLOCK };
+            let known = self.old_parts.get(group * GROUP_PARTS..(group + 1) * GROUP_PARTS);
+            // Where all are missing, they are zero.
+            let zero = known.is_some_and(|parts| parts.iter().all(Option::is_none)) && !touched.any(blocks);
+            if zero && let Some(digest) = zero_group(offset, &[], &[total]) {
+                return vec![digest];
             }
+            let offsets = (offset..total.min(offset + ZERO_GROUP)).step_by(PART as usize);
+            offsets.map(|offset| self.untouched_part(old, touched, offset, total)).collect()
         });
         let mut tree = TreeDigest::new(total);
         let mut regions: Vec<u32> = Vec::new();
-        for (i, part) in parts.into_iter().enumerate() {
+        for (offset, part) in with_offsets(groups.into_iter().flatten()) {
             tree.push(part, false);
-            add_region(&mut regions, i as u64 * PART, &part, region_log);
+            add_region(&mut regions, offset, &part, region_log);
         }
         (tree.finish().map_or([0; 32], |id| id.blake3), regions)
     }
+
+    fn untouched_part(&self, old: View<'_>, touched: &BlockSet, offset: u64, total: u64) -> PartDigest {
+        let len = (total - offset).min(PART);
+        let blocks = Extent { start: offset / BLOCK, count: len.div_ceil(BLOCK) };
+        match self.old_parts.get((offset / PART) as usize) {
+            Some(Some(part)) if part.len == len && !touched.any(blocks) && same_class(self.old.len, total) => *part,
+            _ => {
+                let mut bytes = old.part(offset)[..len as usize].to_vec();
+                zero_touched(&mut bytes, blocks, touched);
+                PartDigest::new(offset, &bytes, total)
+            }
+        }
+    }
+}
+
+/// Digests that follow each other, with where they begin.
+fn with_offsets(parts: impl Iterator<Item = PartDigest>) -> impl Iterator<Item = (u64, PartDigest)> {
+    parts.scan(0, |offset, part| {
+        let start = *offset;
+        *offset += part.len;
+        Some((start, part))
+    })
 }
 
 /// Whether parts of images of these lengths are hashed alike.
@@ -187,14 +253,29 @@ pub(crate) fn zero_touched(bytes: &mut [u8], extent: Extent, touched: &BlockSet)
     }
 }
 
-/// Adds a part to the CRC of its region; 0 is no region table.
+/// Adds a part, or a zero group, to the CRCs of its regions; 0 is no region table.
 pub(crate) fn add_region(regions: &mut Vec<u32>, offset: u64, part: &PartDigest, region_log: u8) {
     if region_log == 0 {
         return;
     }
-    let region = (offset >> region_log) as usize;
-    match regions.get_mut(region) {
-        Some(crc) => *crc = combine_crc(*crc, part.crc, part.len),
-        None => regions.push(part.crc),
+    if part.len > PART {
+        let parts = (offset..offset + part.len).step_by(PART as usize);
+        return parts.for_each(|offset| add_zeros_to_region(regions, offset, region_log));
+    }
+    add_crc(regions, offset >> region_log, part.crc, part.len);
+}
+
+/// Adds a part of zeros.
+pub(crate) fn add_zeros_to_region(regions: &mut Vec<u32>, offset: u64, region_log: u8) {
+    static CRC: LazyLock<u32> = LazyLock::new(|| crc_of_zeros(PART));
+    if region_log != 0 {
+        add_crc(regions, offset >> region_log, *CRC, PART);
+    }
+}
+
+fn add_crc(regions: &mut Vec<u32>, region: u64, crc: u32, len: u64) {
+    match regions.get_mut(region as usize) {
+        Some(whole) => *whole = combine_crc(*whole, crc, len),
+        None => regions.push(crc),
     }
 }

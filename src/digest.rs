@@ -3,8 +3,9 @@
 //! One full read then serves both the check before patching and the check after: only parts that were written are read
 //! again and replaced. BLAKE3's own tree makes that possible (`blake3::hazmat`), CRC-32 combines by its linearity.
 
-use crate::units::PART;
+use crate::units::{BLOCK, PART};
 use blake3::hazmat::{ChainingValue, HasherExt, Mode, left_subtree_len, merge_subtrees_non_root, merge_subtrees_root};
+use std::sync::LazyLock;
 
 /// Length, CRC-32 and BLAKE3 of an image, as the public tools `crc32` and `b3sum` print them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +47,36 @@ impl PartDigest {
         };
         Self { len: data.len() as u64, crc: crc32fast::hash(data), cv }
     }
+
+    /// The digest of [`ZERO_GROUP`] zero bytes at byte `offset` (a multiple of that) of an image that is longer; `None`
+    /// where it is not tabulated. They are so common, and their chaining values differ by offset.
+    #[must_use]
+    pub fn of_zero_group(offset: u64) -> Option<Self> {
+        static CRC: LazyLock<u32> = LazyLock::new(|| crc_of_zeros(ZERO_GROUP));
+        debug_assert!(offset.is_multiple_of(ZERO_GROUP));
+        let start = usize::try_from(offset / ZERO_GROUP).ok()?.checked_mul(blake3::OUT_LEN)?;
+        let cv = ZERO_GROUPS.get(start..start + blake3::OUT_LEN)?.try_into().ok()?;
+        Some(Self { len: ZERO_GROUP, crc: *CRC, cv })
+    }
+}
+
+/// Bytes of an aligned group of parts whose digest is known in advance if they are zero. Images of file systems are
+/// mostly zeros, and those mostly in larger runs than this: of the zero parts of an 8 GiB image 97 %.
+pub const ZERO_GROUP: u64 = 16 * PART;
+
+/// BLAKE3 chaining values of zero groups at the offsets 0, 16 MiB, 32 MiB and so on up to 64 GiB; the test
+/// `zero_groups_are_tabulated_right` makes and checks them.
+static ZERO_GROUPS: &[u8; 4096 * blake3::OUT_LEN] = include_bytes!("zero_groups.bin");
+
+/// A block of zeros.
+pub(crate) static ZERO_BLOCK: [u8; BLOCK as usize] = [0; BLOCK as usize];
+/// A part of zeros.
+pub(crate) static ZERO_PART: [u8; PART as usize] = [0; PART as usize];
+
+/// Whether all bytes are zero.
+#[must_use]
+pub fn is_zero(data: &[u8]) -> bool {
+    data.chunks(ZERO_BLOCK.len()).all(|block| *block == ZERO_BLOCK[..block.len()])
 }
 
 /// A subtree whose digest is known.
@@ -65,13 +96,15 @@ pub struct TreeDigest {
     total: u64,
     filled: u64,
     nodes: Vec<Node>,
+    /// Zero parts behind `filled` whose digests are not computed yet: they may become a zero group.
+    zero_parts: u64,
 }
 
 impl TreeDigest {
     /// For an image of `total` bytes.
     #[must_use]
     pub fn new(total: u64) -> Self {
-        Self { total, filled: 0, nodes: Vec::new() }
+        Self { total, filled: 0, nodes: Vec::new(), zero_parts: 0 }
     }
 
     /// The length of the part that starts at `offset`.
@@ -83,15 +116,45 @@ impl TreeDigest {
     /// The length of the part that [`TreeDigest::push`] expects next; `None` when all are there.
     #[must_use]
     pub fn missing_part(&self) -> Option<u64> {
+        debug_assert_eq!(self.zero_parts, 0);
         Some(self.part_len(self.filled)).filter(|len| *len > 0)
     }
 
-    /// Adds the next part; `kept` parts can be replaced later.
+    /// Adds the next part, or zero group; `kept` parts can be replaced later.
     pub fn push(&mut self, part: PartDigest, kept: bool) {
-        debug_assert_eq!(part.len, self.part_len(self.filled));
+        self.settle();
+        debug_assert!(part.len == self.part_len(self.filled) || part.len == ZERO_GROUP && !kept);
         self.nodes.push(Node { offset: self.filled, len: part.len, crc: part.crc, cv: part.cv, kept });
         self.filled += part.len;
         while self.merge_last() {}
+    }
+
+    /// Adds a next part that is [`PART`] zero bytes, and cannot be replaced. It may remain to be hashed: see
+    /// [`TreeDigest::settle`].
+    pub fn push_zeros(&mut self) {
+        self.zero_parts += 1;
+        let len = self.zero_parts * PART;
+        let end = self.filled + len;
+        if end < self.total && !end.is_multiple_of(ZERO_GROUP) {
+            return; // more may come
+        }
+        let group = (len == ZERO_GROUP && end.is_multiple_of(ZERO_GROUP) && self.total > ZERO_GROUP)
+            .then(|| PartDigest::of_zero_group(self.filled))
+            .flatten();
+        match group {
+            Some(group) => {
+                self.zero_parts = 0;
+                self.push(group, false);
+            }
+            None => self.settle(),
+        }
+    }
+
+    /// Hashes the zero parts that have not become a group.
+    pub fn settle(&mut self) {
+        for _ in 0..std::mem::take(&mut self.zero_parts) {
+            self.push(PartDigest::new(self.filled, &ZERO_PART, self.total), false);
+        }
     }
 
     /// Merges the last two nodes if they are siblings below the root.
@@ -125,10 +188,10 @@ impl TreeDigest {
         true
     }
 
-    /// The digests of the whole; `None` while parts are missing.
+    /// The digests of the whole; `None` while parts are missing, or not settled.
     #[must_use]
     pub fn finish(&self) -> Option<ImageId> {
-        if self.filled != self.total {
+        if self.filled != self.total || self.zero_parts > 0 {
             return None;
         }
         let crc = self.nodes.iter().fold(0, |crc, node| combine_crc(crc, node.crc, node.len));
@@ -247,6 +310,53 @@ mod tests {
     fn zeros_by_arithmetic_equal_zeros_by_hashing() {
         for len in [0u64, 1, 7, 4096, 1_000_003] {
             assert_eq!(crc_of_zeros(len), crc32fast::hash(&vec![0; len as usize]), "{len}");
+        }
+    }
+
+    fn zero_group(i: usize) -> ChainingValue {
+        static ZEROS: LazyLock<Vec<u8>> = LazyLock::new(|| vec![0; ZERO_GROUP as usize]);
+        blake3::Hasher::new().set_input_offset(i as u64 * ZERO_GROUP).update(&ZEROS).finalize_non_root()
+    }
+
+    /// With `BLKPATCH_BLESS=1` it makes the table, and checks all of it.
+    #[test]
+    fn zero_groups_are_tabulated_right() {
+        let count = ZERO_GROUPS.len() / blake3::OUT_LEN;
+        if std::env::var_os("BLKPATCH_BLESS").is_some() {
+            let table = crate::parallel::map(count, 64, zero_group).concat();
+            std::fs::write("src/zero_groups.bin", table).unwrap();
+        }
+        for i in [0, 1, 2, 3, 255, 256, 1000, 2047, 2048, count - 1] {
+            let digest = PartDigest::of_zero_group(i as u64 * ZERO_GROUP).unwrap();
+            assert_eq!(
+                (digest.cv, digest.crc, digest.len),
+                (zero_group(i), crc_of_zeros(ZERO_GROUP), ZERO_GROUP),
+                "{i}"
+            );
+        }
+        assert_eq!(PartDigest::of_zero_group(count as u64 * ZERO_GROUP), None);
+    }
+
+    #[test]
+    fn zeros_count_as_zeros_wherever_they_lie() {
+        let parts = |total: u64| total.div_ceil(PART);
+        for (total, data_at) in [(40 * PART, 20), (40 * PART, 0), (32 * PART, 99), (16 * PART, 99), (35 * PART + 5, 31)]
+        {
+            let mut image = vec![0; total as usize];
+            if data_at < parts(total) {
+                image[(data_at * PART) as usize + 7] = 1;
+            }
+            let mut tree = TreeDigest::new(total);
+            for i in 0..parts(total) {
+                let part = &image[(i * PART) as usize..((i + 1) * PART).min(total) as usize];
+                if part.len() as u64 == PART && is_zero(part) && i != 3 {
+                    tree.push_zeros();
+                } else {
+                    tree.push(PartDigest::new(i * PART, part, total), i == 3);
+                }
+            }
+            tree.settle();
+            assert_eq!(tree.finish(), Some(plain(&image)), "{total} bytes, data in part {data_at}");
         }
     }
 }

@@ -1,5 +1,6 @@
 //! blkpatch: parse, run, exit code.
 
+mod allocator;
 mod cli;
 mod report;
 
@@ -19,6 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 fn main() -> ExitCode {
+    allocator::return_freed_memory();
     // clap exits by itself: 2 for wrong usage, 0 for help and version.
     let cli = Cli::parse();
     let patches = matches!(cli.verb, Verb::Patch(_));

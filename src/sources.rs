@@ -1,19 +1,19 @@
-//! The source blocks of a batch, read into memory: few large reads, several at a time.
+//! The source blocks of a batch, read into memory in few large reads, by threads that read ahead of the walk.
 
-use crate::delta::placement::Sources;
+use crate::delta::DeltaError;
 use crate::device::{AlignedBuffer, Device, DeviceError};
+use crate::milestone::Milestone;
 use crate::units::{BLOCK, Extent};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::mpsc::{Receiver, SyncSender};
+use std::sync::{Mutex, PoisonError};
 
 /// Blocks that are not wanted but read all the same, where that saves a read: on loop devices, disks and sticks alike a
 /// read of its own costs about as much time as 32 KiB more of the one before.
 const GAP: u64 = 8;
 /// All such blocks of a batch: bounds the memory beyond what the delta announces.
-const GAPS_MOST: u64 = 256;
-/// Reads under way at the same time: hides what each of them waits.
-const READERS: usize = 4;
-/// A batch with fewer reads is not worth the threads.
-const FEW: usize = 8;
+const GAPS_MOST: u64 = 64;
+/// Batches whose sources are read at the same time: hides what each read waits.
+pub(crate) const READERS: usize = 2;
 
 /// What a batch reads, in memory.
 pub(crate) struct SourceBuffer {
@@ -30,11 +30,11 @@ impl SourceBuffer {
         Self { end, runs: Vec::new(), bytes: AlignedBuffer::default() }
     }
 
-    /// Reads all sources of a batch.
-    pub fn load(&mut self, device: &dyn Device, sources: &Sources) -> Result<(), DeviceError> {
+    /// Reads `blocks` (ascending, merged), all that a batch reads.
+    pub fn load(&mut self, device: &dyn Device, blocks: &[Extent]) -> Result<(), DeviceError> {
         self.runs.clear();
         let mut gaps = 0;
-        for extent in &sources.blocks {
+        for extent in blocks {
             match self.runs.last_mut() {
                 Some((run, _)) if extent.start - run.end() <= GAP.min(GAPS_MOST - gaps) => {
                     gaps += extent.start - run.end();
@@ -49,20 +49,47 @@ impl SourceBuffer {
             at += (run.count * BLOCK) as usize;
         }
         self.bytes.resize(at);
-        let reading = Reading { device, wanted: &sources.blocks, end: self.end };
-        reading.runs(&self.runs, &mut self.bytes)
+        Reading { device, wanted: blocks, end: self.end }.runs(&self.runs, &mut self.bytes)
     }
 
-    /// Copies bytes from where they physically lie; `None` if they were not loaded.
-    pub fn copy(&self, physical: u64, target: &mut [u8]) -> Option<()> {
-        let i = self.runs.partition_point(|(run, _)| run.start * BLOCK <= physical).checked_sub(1)?;
-        let (run, at) = self.runs.get(i)?;
+    /// Copies bytes from where they physically lie.
+    ///
+    /// # Errors
+    /// A delta whose steps read what their batch does not announce.
+    pub fn copy(&self, physical: u64, target: &mut [u8]) -> Result<(), DeltaError> {
+        let unannounced = DeltaError::Malformed("a step reads what its batch does not announce");
+        let i = self.runs.partition_point(|(run, _)| run.start * BLOCK <= physical).checked_sub(1);
+        let Some((run, at)) = i.and_then(|i| self.runs.get(i)) else { return Err(unannounced) };
         if physical + target.len() as u64 > run.end() * BLOCK {
-            return None;
+            return Err(unannounced);
         }
         let start = at + (physical - run.start * BLOCK) as usize;
-        target.copy_from_slice(self.bytes.get(start..start + target.len())?);
-        Some(())
+        target.copy_from_slice(self.bytes.get(start..start + target.len()).ok_or(unannounced)?);
+        Ok(())
+    }
+}
+
+/// What is to be read for a batch.
+pub(crate) struct ReadJob {
+    /// Ascending, merged.
+    pub blocks: Vec<Extent>,
+    /// Orders that must have been carried out before: they write these blocks.
+    pub after: u64,
+    pub buffer: SourceBuffer,
+    /// Where the buffer goes then.
+    pub loaded: SyncSender<Result<SourceBuffer, DeviceError>>,
+}
+
+/// Does jobs until there are no more, or until what they wait for will not happen.
+pub(crate) fn read_jobs(device: &dyn Device, jobs: &Mutex<Receiver<ReadJob>>, written: &Milestone) {
+    loop {
+        let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok(ReadJob { blocks, after, mut buffer, loaded }) = job else { return };
+        if !written.wait_for(after) {
+            return;
+        }
+        let result = buffer.load(device, &blocks);
+        let _ = loaded.send(result.map(|()| buffer)); // the other side may have given up
     }
 }
 
@@ -76,36 +103,8 @@ struct Reading<'a> {
 }
 
 impl Reading<'_> {
-    /// Reads runs into `bytes`, which they fill; many of them by several threads.
+    /// Reads runs into `bytes`, which they fill.
     fn runs(self, runs: &[(Extent, usize)], bytes: &mut [u8]) -> Result<(), DeviceError> {
-        if runs.len() < FEW {
-            return self.some(runs, bytes);
-        }
-        let share = runs.len().div_ceil(READERS);
-        std::thread::scope(|scope| {
-            let mut rest = bytes;
-            let mut readers = Vec::new();
-            for runs in runs.chunks(share) {
-                let len: u64 = runs.iter().map(|(run, _)| run.count * BLOCK).sum();
-                let (mine, others) = std::mem::take(&mut rest).split_at_mut(len as usize);
-                rest = others;
-                // Where no thread can be had, its share is read here.
-                let mine = Mutex::new(mine);
-                let share = Arc::new(move || self.some(runs, &mut mine.lock().unwrap_or_else(PoisonError::into_inner)));
-                let theirs = Arc::clone(&share);
-                match std::thread::Builder::new().spawn_scoped(scope, move || theirs()) {
-                    Ok(reader) => readers.push(reader),
-                    Err(_) => share()?,
-                }
-            }
-            let results =
-                readers.into_iter().map(|r| r.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-            results.fold(Ok(()), Result::and)
-        })
-    }
-
-    /// Reads runs one after the other.
-    fn some(self, runs: &[(Extent, usize)], bytes: &mut [u8]) -> Result<(), DeviceError> {
         let mut rest = bytes;
         for (run, _) in runs {
             let (mine, others) = std::mem::take(&mut rest).split_at_mut((run.count * BLOCK) as usize);
@@ -144,14 +143,13 @@ mod tests {
         let blocks: Vec<Extent> = [(0, 1), (3, 2), (20, 1), (22, 1), (40, 5), (60, 1), (90, 1), (120, 3), (199, 1)]
             .map(|(start, count)| Extent { start, count })
             .to_vec();
-        let sources = Sources { blocks: blocks.clone(), ..Sources::default() };
         let mut buffer = SourceBuffer::new(200 * BLOCK);
-        buffer.load(&device, &sources).unwrap();
+        buffer.load(&device, &blocks).unwrap();
         for block in blocks.iter().flat_map(|extent| extent.start..extent.end()) {
             let mut found = [0; BLOCK as usize];
             buffer.copy(block * BLOCK, &mut found).unwrap();
             assert!(found.iter().all(|byte| u64::from(*byte) == block), "block {block}");
         }
-        assert_eq!(buffer.copy(50 * BLOCK, &mut [0]), None);
+        assert!(buffer.copy(50 * BLOCK, &mut [0]).is_err());
     }
 }

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
+/// Threads beside those that the processors can run: while some work on what they have read, others wait for the medium.
+const WAITING: usize = 2;
 /// Threads at most: more would only make a slow medium seek.
 const MOST_THREADS: usize = 4;
 /// How many chunks a thread may be ahead of the slowest one: bounds the results that wait for their turn.
@@ -20,7 +22,7 @@ pub(crate) struct Chunks<F> {
 }
 
 /// Bytes that are read at once when a whole image is read.
-pub(crate) const CHUNK: u64 = 2 << 20;
+pub(crate) const CHUNK: u64 = 1 << 20;
 
 /// All of `[0, len)`.
 pub(crate) fn whole(len: u64) -> Chunks<impl Fn(u64) -> Range<u64> + Sync> {
@@ -36,7 +38,7 @@ pub(crate) fn sweep<T: Send, F: Fn(u64) -> Range<u64> + Sync>(
     work: impl Fn(u64, &mut [u8]) -> T + Sync,
     mut take: impl FnMut(T),
 ) -> Result<(), SurveyError> {
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(MOST_THREADS);
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).saturating_add(WAITING).min(MOST_THREADS);
     if chunks.count <= 1 {
         return sweep_few(device, chunks, stop, work, take); // threads would cost more than they win
     }

@@ -1,16 +1,16 @@
 //! What state a target is in: reads it once, past the cache, and compares it with what a delta knows (spec, chapter 8).
 
 use crate::blockset::BlockSet;
-use crate::compare::{add_region, zero_touched};
 use crate::delta::Delta;
 use crate::delta::check::CheckedOrder;
 use crate::device::{AlignedBuffer, Device, DeviceError};
-use crate::digest::{ImageId, PartDigest, TreeDigest};
+use crate::digest::{ImageId, PartDigest, TreeDigest, is_zero};
 use crate::error::Error;
 use crate::judge::{Progress, intact, judge, progress};
 use crate::monitor::Monitor;
 use crate::sweep::{Chunks, read_padded, sweep, whole};
 use crate::units::{BLOCK, Extent, PART};
+use crate::untouched::Untouched;
 use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 
@@ -109,8 +109,9 @@ pub fn survey(
     if seen.old.is_some() && seen.old == delta.route.old && (!empty_old || device.is_empty()) {
         return Ok(Survey { state: State::Old, redo: vec![true; batches], tree });
     }
-    if seen.untouched != delta.route.untouched {
-        let (within, regions) = nearest(delta, &seen.regions);
+    let (untouched, regions) = seen.untouched.complete(device, delta, order, stop, monitor)?;
+    if untouched != delta.route.untouched {
+        let (within, regions) = nearest(delta, &regions);
         let progress = progress(&delta.table, &intact(device, delta, stop, monitor)?);
         let state = State::Neither(Mismatch::Untouched { within, regions, progress });
         return Ok(Survey { state, redo: Vec::new(), tree });
@@ -181,8 +182,7 @@ fn nearest(delta: &Delta, seen: &[u32]) -> (Option<Range<u64>>, Option<(u64, u64
 struct Seen {
     old: Option<ImageId>,
     new: TreeDigest,
-    untouched: [u8; 32],
-    regions: Vec<u32>,
+    untouched: Untouched,
 }
 
 /// The digests of one part.
@@ -190,8 +190,11 @@ struct PartSeen {
     offset: u64,
     len: u64,
     touched: bool,
+    /// Whether it is a whole part of zeros, for all digests: hashed only if its neighbours are not.
+    zero: bool,
     old: Option<PartDigest>,
     new: Option<PartDigest>,
+    /// A placeholder for a part that is touched.
     untouched: Option<PartDigest>,
 }
 
@@ -203,7 +206,7 @@ struct Lengths {
     untouched: u64,
 }
 
-fn look_at_part(offset: u64, part: &mut [u8], lengths: Lengths, touched: &BlockSet) -> PartSeen {
+fn look_at_part(offset: u64, part: &[u8], lengths: Lengths, touched: &BlockSet) -> PartSeen {
     let blocks = Extent { start: offset / BLOCK, count: (part.len() as u64).div_ceil(BLOCK) };
     let len = part.len() as u64;
     let mut last: Option<((u64, bool), PartDigest)> = None;
@@ -216,21 +219,24 @@ fn look_at_part(offset: u64, part: &mut [u8], lengths: Lengths, touched: &BlockS
             _ => last.insert((key, PartDigest::new(offset, &part[..len as usize], total))).1,
         }
     };
+    let is_touched = touched.any(blocks);
+    let whole = |total: u64| total <= offset || total > PART && total - offset >= PART;
+    let zero = !is_touched && len == PART && [lengths.old, lengths.new, lengths.untouched].into_iter().all(whole);
+    if zero && is_zero(part) {
+        return PartSeen { offset, len, touched: false, zero: true, old: None, new: None, untouched: None };
+    }
     let old = (offset < lengths.old).then(|| digest(part, lengths.old));
     let new = (offset < lengths.new).then(|| digest(part, lengths.new));
-    let is_touched = touched.any(blocks);
     let untouched = (offset < lengths.untouched).then(|| {
         if !is_touched {
             return digest(part, lengths.untouched);
         }
-        zero_touched(part, blocks, touched);
-        let len = (lengths.untouched - offset).min(part.len() as u64);
-        PartDigest::new(offset, &part[..len as usize], lengths.untouched)
+        PartDigest::placeholder((lengths.untouched - offset).min(part.len() as u64))
     });
-    PartSeen { offset, len, touched: is_touched, old, new, untouched }
+    PartSeen { offset, len, touched: is_touched, zero: false, old, new, untouched }
 }
 
-/// One read of the target, three digests: as old, as new, and untouched.
+/// One read of the target, three digests: as old, as new, and what is known of the untouched one.
 fn read_whole(
     device: &dyn Device,
     delta: &Delta,
@@ -249,30 +255,39 @@ fn read_whole(
     monitor.phase("reading the target", len);
     let mut old = TreeDigest::new(old_len);
     let mut new = TreeDigest::new(new_len);
-    let mut untouched = TreeDigest::new(untouched_len);
-    let mut regions = Vec::new();
+    let mut untouched = Untouched::new(untouched_len, delta.route.region_log);
     let lengths = Lengths { old: old_len, new: new_len, untouched: untouched_len };
     let work = |offset: u64, chunk: &mut [u8]| -> Vec<PartSeen> {
-        let parts = (0u64..).zip(chunk.chunks_mut(PART as usize));
+        let parts = (0u64..).zip(chunk.chunks(PART as usize));
         parts.map(|(i, part)| look_at_part(offset + i * PART, part, lengths, &order.touched)).collect()
     };
     sweep(device, &whole(len), stop, work, |parts| {
         for part in parts {
+            monitor.advance(part.len);
+            if part.zero {
+                for (tree, total) in [(&mut old, old_len), (&mut new, new_len)] {
+                    if part.offset < total {
+                        tree.push_zeros();
+                    }
+                }
+                if part.offset < untouched_len {
+                    untouched.push_zeros(part.offset);
+                }
+                continue;
+            }
             part.old.into_iter().for_each(|digest| old.push(digest, false));
             part.new.into_iter().for_each(|digest| new.push(digest, part.touched));
             if let Some(digest) = part.untouched {
-                untouched.push(digest, false);
-                add_region(&mut regions, part.offset, &digest, delta.route.region_log);
+                untouched.push(part.offset, digest, part.touched);
             }
-            monitor.advance(part.len);
         }
     })?;
+    [&mut old, &mut new].into_iter().for_each(TreeDigest::settle);
     while let Some(len) = new.missing_part() {
         new.push(PartDigest::placeholder(len), true);
     }
-    let untouched = untouched.finish().map_or([0; 32], |id| id.blake3);
     let old = old.finish().filter(|old| delta.route.old.is_some_and(|expected| expected.len == old.len));
-    Ok(Seen { old, new, untouched, regions })
+    Ok(Seen { old, new, untouched })
 }
 
 /// CRC-32 of what the device holds in some ranges; zeros behind the end of a target that can grow.

@@ -34,8 +34,9 @@ impl std::fmt::Debug for Delta {
     }
 }
 
-/// Fixed part of the memory that patching takes: code, buffers, the read-ahead of the checks.
-const BASE_MEMORY: u64 = 14 << 20;
+/// Fixed part of the memory that patching takes: code, buffers, and the gaps that are read along with the sources of three
+/// batches.
+const BASE_MEMORY: u64 = (6 << 20) + 3 * (256 << 10);
 
 impl Delta {
     /// Reads and checks header, digests, route and batch table; `memory_limit` in bytes bounds what it may announce.
@@ -176,10 +177,11 @@ pub fn memory_needed(header: &Header, route: &Route, route_number: u16) -> u64 {
     [
         BASE_MEMORY,
         windows.fold(0, u64::saturating_add),
-        // What three batches write (one is made, one written, one waits), what one reads, its steps.
-        u64::from(limits.batch_bytes) * 3,
-        limits.source_bytes.into(),
-        u64::from(limits.batch_steps) * 64,
+        // What four batches write (one is made, one waits, two are written); what three read (one is made); their
+        // steps, and where what these read lies.
+        u64::from(limits.batch_bytes) * 4,
+        u64::from(limits.source_bytes) * 3,
+        u64::from(limits.batch_steps) * 192,
         counts.batches.saturating_mul(80),
         counts.extents.saturating_mul(16),
         counts.save_ranges.saturating_mul(16 + 128),
@@ -188,7 +190,7 @@ pub fn memory_needed(header: &Header, route: &Route, route_number: u16) -> u64 {
         counts.scratch_blocks.saturating_mul(8),
         // Bitmaps: touched twice, written, final, in flight.
         written.saturating_mul(5 * 4200),
-        parts.saturating_mul(128),
+        parts.saturating_mul(256),
     ]
     .into_iter()
     .fold(0, u64::saturating_add)

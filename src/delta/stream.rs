@@ -2,6 +2,7 @@
 
 use super::DeltaError;
 use super::header::{Codec, Section};
+use crate::parallel;
 use crate::varint::{self, VarintError};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
@@ -320,11 +321,12 @@ fn shorter(raw: Vec<u8>, packed: Vec<u8>) -> Finished {
 }
 
 /// Compresses a few unlike things that stand one behind the other, such as a pack. zstd codes all of a block with the
-/// same tables, and hardly sees where in so few bytes another table would do better: the cuts are found by trying.
+/// same tables, and hardly sees where in so few bytes another table would do better: the cuts are found by trying. The
+/// bytes do not depend on the threads.
 ///
 /// # Errors
 /// Where zstd fails.
-pub fn compress_mixture(bytes: Vec<u8>, level: i32) -> io::Result<Finished> {
+pub fn compress_mixture(bytes: Vec<u8>, level: i32, threads: usize) -> io::Result<Finished> {
     /// Where cuts are tried, in bytes.
     const GRID: usize = 1024;
     const MOST_CUTS: usize = 4;
@@ -334,12 +336,16 @@ pub fn compress_mixture(bytes: Vec<u8>, level: i32) -> io::Result<Finished> {
     let mut best = frame(&bytes, &cuts, level)?;
     while cuts.len() < MOST_CUTS {
         let most = best.len().saturating_sub(WORTH);
-        let mut better: Option<Vec<usize>> = None;
-        for cut in (GRID..bytes.len()).step_by(GRID) {
-            let Err(place) = cuts.binary_search(&cut) else { continue };
+        let tries: Vec<(usize, usize)> =
+            (GRID..bytes.len()).step_by(GRID).filter_map(|cut| Some((cuts.binary_search(&cut).err()?, cut))).collect();
+        let packed = parallel::map(tries.len(), threads, |i| {
             let mut more = cuts.clone();
-            more.insert(place, cut);
-            let packed = frame(&bytes, &more, level)?;
+            more.insert(tries[i].0, tries[i].1);
+            frame(&bytes, &more, level).map(|packed| (packed, more))
+        });
+        let mut better: Option<Vec<usize>> = None;
+        for packed in packed {
+            let (packed, more) = packed?;
             if packed.len() <= most && packed.len() < best.len() {
                 (best, better) = (packed, Some(more));
             }
@@ -364,7 +370,7 @@ mod tests {
         let mut bytes: Vec<u8> = (0..5000).map(|_| next(16) as u8).collect();
         bytes.extend((0..5000).map(|_| b'0' + next(64) as u8));
         let plain = frame(&bytes, &[], 19).unwrap();
-        let Finished { stored: Stored::Memory(packed), raw_len, .. } = compress_mixture(bytes.clone(), 19).unwrap()
+        let Finished { stored: Stored::Memory(packed), raw_len, .. } = compress_mixture(bytes.clone(), 19, 2).unwrap()
         else {
             panic!("it stays in memory")
         };

@@ -89,6 +89,7 @@ pub struct DeltaWriter<'a> {
     limits: Limits,
     prediction: Prediction,
     differences: DifferenceWriter,
+    threads: usize,
     /// By position in [`Kind::COLUMNS`].
     columns: Vec<Column>,
 }
@@ -110,6 +111,7 @@ impl<'a> DeltaWriter<'a> {
         compression: impl Fn(Kind) -> Compression,
     ) -> Self {
         let column = |kind| Column { kind, pending: Vec::new(), stream: StreamWriter::new(compression(kind)) };
+        let threads = compression(Kind::Literals).threads as usize;
         Self {
             old,
             new,
@@ -120,6 +122,7 @@ impl<'a> DeltaWriter<'a> {
             limits: Limits::default(),
             prediction: Prediction::default(),
             differences: DifferenceWriter::default(),
+            threads,
             columns: Kind::COLUMNS.into_iter().map(column).collect(),
         }
     }
@@ -263,7 +266,7 @@ impl<'a> DeltaWriter<'a> {
 
     /// The sections: one, if everything fits a pack.
     fn parts(self, route: &Route, level: i32) -> io::Result<Vec<(Kind, Finished)>> {
-        let (route, batches) = (route.encode(), self.table.encode());
+        let (route, batches, threads) = (route.encode(), self.table.encode(), self.threads);
         let compress = |bytes: &[u8]| {
             let mut stream = StreamWriter::new(Compression { level, window_log: 18, threads: 1 });
             stream.put(bytes, self.spool_dir)?;
@@ -275,7 +278,7 @@ impl<'a> DeltaWriter<'a> {
             let columns = self.columns.into_iter().map(|column| column.stream.into_short());
             streams.iter_mut().zip([route, batches].into_iter().chain(columns)).for_each(|(to, from)| *to = from);
             let bytes = pack(&streams);
-            let part = if bytes.len() < READABLE { stored(bytes) } else { compress_mixture(bytes, level)? };
+            let part = if bytes.len() < READABLE { stored(bytes) } else { compress_mixture(bytes, level, threads)? };
             return Ok(vec![(Kind::Pack, part)]);
         }
         let mut parts = vec![(Kind::Route, stored(route)), (Kind::Batches, compress(&batches)?)];

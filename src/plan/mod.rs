@@ -19,10 +19,10 @@ use order::Schedule;
 
 /// Largest number of blocks in a data or save batch: 1 MiB, what a slow stick writes in about the time of a sync.
 pub const BATCH_BLOCKS: u64 = 256;
-/// Largest number of source blocks of a batch: 4 MiB.
-pub const SOURCE_BLOCKS: u64 = 1024;
+/// Largest number of source blocks of a batch: 1.5 MiB. The target holds three times as much in memory.
+pub const SOURCE_BLOCKS: u64 = 384;
 /// Largest number of steps of a batch.
-pub const BATCH_STEPS: usize = 1 << 14;
+pub const BATCH_STEPS: usize = 1 << 12;
 
 /// Sizes of pieces that are tried, in blocks: large ones overlap themselves more, small ones make longer chains. The
 /// sizes from [`LAST_RESORT`] on need the least scratch, and are tried only where larger ones need literals.

@@ -161,8 +161,10 @@ fn every_operation_fails(
         );
         assert!(text.contains("the same command"), "{said}: {text}");
         if operation != "reading" {
-            // Where reading fails, what was prepared before may still be written.
-            assert_eq!(device.state.lock().unwrap().changed_since, 0, "{said}: changed after the failure");
+            // Where reading fails, what was prepared before may still be written. Two batches are written at a time: when
+            // a write fails, another one may be under way.
+            let changed = device.state.lock().unwrap().changed_since;
+            assert!(changed <= usize::from(operation == "writing"), "{said}: {changed} changes after the failure");
         }
         assert_eq!(text.contains("Nothing was written"), e.exit_code() == exit::REFUSED, "{said}: {text}");
         match e.exit_code() {
