@@ -44,7 +44,7 @@ fn unordered(opened: &Opened, old: &[u8], new: &[u8]) -> Result<usize, Box<dyn E
     }
     let route = &delta.route;
     let identity = Identity {
-        old: route.old.ok_or("the old image is unknown")?,
+        old: route.old,
         new: delta.header.new,
         untouched: route.untouched,
         region_log: route.region_log,

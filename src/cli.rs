@@ -1,7 +1,7 @@
 //! The command line: types and help, no logic.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Update a disk image in place, on its device, by shipping only what changed.
 #[derive(Debug, Parser)]
@@ -26,8 +26,20 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Verb {
     /// Compare two images and write a delta
-    #[command(after_help = "Example:\n  blkpatch diff v1.img v2.img -o update.delta")]
+    #[command(
+        override_usage = "blkpatch diff [OPTIONS] --output <DELTA> <OLD> <NEW>\n       \
+            blkpatch diff [OPTIONS] --output <DELTA> --signature <SIGNATURE> <NEW>",
+        after_help = "Examples:\n  blkpatch diff v1.img v2.img -o update.delta\n  \
+            blkpatch diff --signature v1.sig v2.img -o update.delta\n\n\
+            From a signature whole blocks are found again, wherever they lie, but not content\n\
+            that changed a little: such a delta is larger than one made from the old image."
+    )]
     Diff(DiffArgs),
+    /// Write the signature of an image: the checksums of its blocks
+    #[command(after_help = "It is librsync's: 'rdiff delta' reads it, and 'diff --signature' reads what\n\
+            'rdiff -R rollsum -H md4 signature' writes.\n\n\
+            Example:\n  blkpatch sign /dev/sdX -o device.sig")]
+    Sign(SignArgs),
     /// Turn the old image on a device into the new one, in place
     #[command(
         after_help = "Nothing is written before the delta, the target's size and its content have been\nchecked. \
@@ -47,10 +59,12 @@ pub enum Verb {
 /// Arguments of `diff`.
 #[derive(Debug, Args)]
 pub struct DiffArgs {
-    /// The old image: a file or a block device
-    pub old: PathBuf,
-    /// The new image: a file or a block device
-    pub new: PathBuf,
+    /// The images, the old one first: files or block devices
+    #[arg(required = true, num_args = 1..=2, value_names = ["OLD", "NEW"])]
+    pub images: Vec<PathBuf>,
+    /// Take this signature of the old image in place of the image
+    #[arg(long)]
+    pub signature: Option<PathBuf>,
     /// The delta; it appears only when it is complete
     #[arg(short, long, value_name = "DELTA")]
     pub output: PathBuf,
@@ -63,6 +77,22 @@ pub struct DiffArgs {
     /// Memory for the index of the old image, such as 256M
     #[arg(long, default_value = "512M", value_parser = parse_size, value_name = "SIZE")]
     pub memory: u64,
+}
+
+/// Arguments of `sign`.
+#[derive(Debug, Args)]
+pub struct SignArgs {
+    /// The image: a file or a block device
+    pub image: PathBuf,
+    /// The signature; it appears only when it is complete
+    #[arg(short, long, value_name = "SIGNATURE")]
+    pub output: PathBuf,
+    /// Bytes of a block: smaller ones find more, and make the signature larger
+    #[arg(long, default_value = "4K", value_parser = parse_block, value_name = "SIZE")]
+    pub block: u32,
+    /// Bytes of each strong checksum
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(4..=16), value_name = "BYTES")]
+    pub strong: u32,
 }
 
 /// Arguments of `patch`.
@@ -132,6 +162,41 @@ fn parse_size(text: &str) -> Result<u64, String> {
     };
     let number: u64 = digits.parse().map_err(|_| "use a number with K, M, G or T, such as 256M".to_owned())?;
     number.checked_mul(unit).ok_or_else(|| "that is more than 2^64 bytes".into())
+}
+
+/// Reads the length of a signature's block.
+fn parse_block(text: &str) -> Result<u32, String> {
+    let len = parse_size(text)?;
+    u32::try_from(len).ok().filter(|len| (128..=16 << 20).contains(len)).ok_or_else(|| "from 128 to 16M".into())
+}
+
+impl DiffArgs {
+    /// The old image, or its signature, and the new image.
+    pub fn inputs(&self) -> Result<(DiffFrom<'_>, &Path), clap::Error> {
+        match (&self.signature, &self.images[..]) {
+            (None, [old, new]) => Ok((DiffFrom::Image(old), new)),
+            (Some(signature), [new]) => Ok((DiffFrom::Signature(signature), new)),
+            (None, _) => Err(usage("give the old and the new image, or '--signature' and the new image")),
+            (Some(_), _) => Err(usage("with '--signature', give only the new image")),
+        }
+    }
+}
+
+/// What stands for the old image.
+#[derive(Clone, Copy, Debug)]
+pub enum DiffFrom<'a> {
+    /// Itself.
+    Image(&'a Path),
+    /// Its signature.
+    Signature(&'a Path),
+}
+
+fn usage(what: &str) -> clap::Error {
+    use clap::CommandFactory;
+    let mut command = Cli::command();
+    command.build();
+    let diff = command.find_subcommand_mut("diff").cloned();
+    diff.unwrap_or(command).error(clap::error::ErrorKind::WrongNumberOfValues, what)
 }
 
 #[cfg(test)]

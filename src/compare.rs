@@ -4,6 +4,7 @@ use crate::blockset::BlockSet;
 use crate::digest::{
     ImageId, PartDigest, TreeDigest, ZERO_BLOCK, ZERO_GROUP, ZERO_PART, combine_crc, crc_of_zeros, is_zero,
 };
+use crate::image::Image;
 use crate::monitor::Monitor;
 use crate::parallel;
 use crate::units::{BLOCK, Extent, PART, merge_extents};
@@ -20,6 +21,12 @@ pub struct View<'a> {
 }
 
 impl<'a> View<'a> {
+    /// Of an image.
+    #[must_use]
+    pub fn of(image: &'a Image) -> Self {
+        Self { bytes: image.bytes(), data: image.data() }
+    }
+
     /// Length in bytes.
     #[must_use]
     pub fn len(&self) -> u64 {
@@ -191,6 +198,12 @@ fn blocks_where(part: &[u8], offset: u64, holds: impl Fn(usize, &[u8]) -> bool) 
 }
 
 impl Comparison {
+    /// Where what changed is known otherwise, and nothing of the old image's content.
+    #[must_use]
+    pub fn of_old_unknown(old: ImageId, new: ImageId, changed: Vec<Extent>) -> Self {
+        Self { old, new, changed, old_data: Vec::new(), old_parts: Vec::new() }
+    }
+
     /// Digest and region CRCs of the untouched prefix: [0, min(old, new)) with the touched blocks taken as zero.
     #[must_use]
     pub fn untouched(&self, old: View<'_>, touched: &BlockSet, region_log: u8, threads: usize) -> ([u8; 32], Vec<u32>) {

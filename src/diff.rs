@@ -7,6 +7,7 @@ use crate::delta::route::region_log;
 use crate::delta::stream::Compression;
 use crate::delta::writer::{DeltaWriter, Identity, NewBatch, WriteError};
 use crate::delta::{Delta, DeltaError};
+use crate::diff_signature::{Told, clipped, known_old, known_ranges, match_signature};
 use crate::digest::ImageId;
 use crate::error::Error;
 use crate::image::Image;
@@ -14,7 +15,10 @@ use crate::matcher::{self, Run};
 use crate::monitor::Monitor;
 use crate::output::{Output, folder_of};
 use crate::plan::{self, Recipe, volatile_blocks};
+use crate::sign::read_signature;
+use crate::signature::SignatureFile;
 use crate::units::{BLOCK, Extent, blocks_touched, merge_extents};
+use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -41,8 +45,8 @@ impl Default for DiffOptions {
 /// What `diff` did.
 #[derive(Clone, Debug)]
 pub struct DiffReport {
-    /// The old image.
-    pub old: ImageId,
+    /// The old image; `None` where only a bare signature of it is known.
+    pub old: Option<ImageId>,
     /// The new image.
     pub new: ImageId,
     /// Blocks that differ at equal offsets.
@@ -80,10 +84,47 @@ pub fn diff(
     monitor: &dyn Monitor,
 ) -> Result<DiffReport, Error> {
     let (old_image, new_image) = (Image::open(old_path)?, Image::open(new_path)?);
+    let (old, new) = (View::of(&old_image), View::of(&new_image));
+    let inputs = [(&old_image, old_path), (&new_image, new_path)];
+    publish(output, &inputs, new, options, monitor, |folder, out| diff_views(old, new, folder, options, monitor, out))
+}
+
+/// Makes a delta from the signature of the old image, and the new image. `output` appears only when it is complete.
+///
+/// # Errors
+/// An unusable signature, an unreadable image, or an output that cannot be written.
+pub fn diff_signature(
+    signature_path: &Path,
+    new_path: &Path,
+    output: &Path,
+    options: &DiffOptions,
+    monitor: &dyn Monitor,
+) -> Result<DiffReport, Error> {
+    let refused = |source| Error::Signature { path: signature_path.to_owned(), source };
+    let signature = read_signature(signature_path)?;
+    let new_image = Image::open(new_path)?;
+    let new = View::of(&new_image);
+    monitor.phase("matching", new.len());
+    let told = match_signature(&signature, new, options.threads).map_err(refused)?;
+    let inputs = [(&new_image, new_path)];
+    let mut report = publish(output, &inputs, new, options, monitor, |folder, out| {
+        write_from_signature(&signature, told, new, folder, options, monitor, out)
+    })?;
+    report.old = signature.image;
+    Ok(report)
+}
+
+/// Writes a delta into a file that gets its name only when everything is right. `inputs` must not change meanwhile.
+fn publish(
+    output: &Path,
+    inputs: &[(&Image, &Path)],
+    new: View<'_>,
+    options: &DiffOptions,
+    monitor: &dyn Monitor,
+    make: impl FnOnce(&Path, &mut BufWriter<&File>) -> Result<Comparison, WriteError>,
+) -> Result<DiffReport, Error> {
     let output = &real_output(output)?;
-    check_output(output, [old_path, new_path])?;
-    let old = View { bytes: old_image.bytes(), data: old_image.data() };
-    let new = View { bytes: new_image.bytes(), data: new_image.data() };
+    check_output(output, inputs.iter().map(|(_, path)| *path))?;
     let folder = folder_of(output);
     let file = Output::create_in(folder).map_err(Error::io("create a file in", folder))?;
     let failed = |source: WriteError| match source {
@@ -91,33 +132,32 @@ pub fn diff(
         WriteError::Plan(_) => Error::Write(source),
     };
     let mut out = BufWriter::new(file.file());
-    let comparison = diff_views(old, new, folder, options, monitor, &mut out).map_err(failed)?;
+    let comparison = make(folder, &mut out).map_err(failed)?;
     out.flush().map_err(Error::io("write", output))?;
     drop(out);
     monitor.phase("checking the delta", 0);
     let delta_len = check_delta(file.file()).map_err(|e| failed(WriteError::Plan(e)))?;
-    let inputs = [(&old_image, old_path, comparison.old), (&new_image, new_path, comparison.new)];
-    for (image, path, id) in inputs {
-        let view = View { bytes: image.bytes(), data: image.data() };
+    let ids = [comparison.old, comparison.new];
+    for ((image, path), id) in inputs.iter().rev().zip(ids.into_iter().rev()) {
         // A device does not tell whether it was written.
-        if image.changed_since(path).unwrap_or_else(|| identify(view, options.threads) != id) {
+        if image.changed_since(path).unwrap_or_else(|| identify(View::of(image), options.threads) != id) {
             let why = "changed while it was read: the delta would be wrong, and was not written; try again";
-            return Err(Error::Unusable { path: path.to_owned(), why });
+            return Err(Error::Unusable { path: (*path).to_owned(), why });
         }
     }
     file.finish(output).map_err(Error::io("create", output))?;
     let report = DiffReport {
-        old: comparison.old,
+        old: Some(comparison.old),
         new: comparison.new,
         changed_blocks: crate::units::count_blocks(&comparison.changed),
         delta_len,
-        alone_len: alone_len(new, delta_len, options).map_err(Error::io("read", new_path))?,
+        alone_len: alone_len(new, delta_len, options).map_err(Error::io("read", inputs[inputs.len() - 1].1))?,
     };
     Ok(report)
 }
 
 /// Where the output really goes: what a symbolic link names, so that the link is not replaced by a file.
-fn real_output(output: &Path) -> Result<PathBuf, Error> {
+pub(crate) fn real_output(output: &Path) -> Result<PathBuf, Error> {
     if !std::fs::symlink_metadata(output).is_ok_and(|meta| meta.is_symlink()) {
         return Ok(output.to_owned());
     }
@@ -129,14 +169,14 @@ fn real_output(output: &Path) -> Result<PathBuf, Error> {
 }
 
 /// An output that is one of the inputs, a directory or a device would be destroyed or useless.
-fn check_output(output: &Path, inputs: [&Path; 2]) -> Result<(), Error> {
+pub(crate) fn check_output<'a>(output: &Path, mut inputs: impl Iterator<Item = &'a Path>) -> Result<(), Error> {
     let Ok(meta) = std::fs::metadata(output) else { return Ok(()) };
     let unusable = |why| Err(Error::Unusable { path: output.to_owned(), why });
     if !meta.is_file() {
         return unusable("the output must be a file, not a directory or a device");
     }
-    let same = |input: &&Path| matches!((input.canonicalize(), output.canonicalize()), (Ok(a), Ok(b)) if a == b);
-    if inputs.iter().any(same) {
+    let same = |input: &Path| matches!((input.canonicalize(), output.canonicalize()), (Ok(a), Ok(b)) if a == b);
+    if inputs.any(same) {
         return unusable("the output would overwrite an input; give it another name");
     }
     Ok(())
@@ -157,8 +197,13 @@ fn find_batches(
     let old_data: Vec<Range<u64>> = bridged(&comparison.old_data).map(|e| e.bytes(old.len())).collect();
     let runs = matcher::find_runs(old.bytes, &old_data, new.bytes, &changed, &matching);
     monitor.phase("planning", 0);
+    plan_runs(runs, old.bytes, old.len(), new, comparison)
+}
+
+/// Plans runs that copy from `old`, of which zeros up to `zeros_to` may serve as scratch where they stay as they are.
+fn plan_runs(runs: Vec<Run>, old: &[u8], zeros_to: u64, new: View<'_>, comparison: &Comparison) -> Vec<NewBatch> {
     let mut recipe = Recipe::new(runs);
-    recipe.avoid_sources(&volatile_blocks(old.bytes, &sources(recipe.runs())));
+    recipe.avoid_sources(&volatile_blocks(old, &sources(recipe.runs())));
     let cheap: Vec<Extent> = recipe
         .self_references()
         .into_iter()
@@ -166,8 +211,8 @@ fn find_batches(
         .map(|start| Extent { start, count: 1 })
         .collect();
     recipe.make_literal(&merged(cheap));
-    let zeros = |wanted| zero_blocks(new, old.len().min(new.len()), &comparison.changed, wanted);
-    plan::plan(&recipe, old.len(), new.len(), zeros).batches
+    let zeros = |wanted| zero_blocks(new, zeros_to.min(new.len()), &comparison.changed, wanted);
+    plan::plan(&recipe, old.len() as u64, new.len(), zeros).batches
 }
 
 /// Extents with short gaps between them closed: matches may run across a few zero blocks.
@@ -241,17 +286,62 @@ pub fn diff_views(
 ) -> Result<Comparison, WriteError> {
     let comparison = compare(old, new, options.threads, monitor);
     let batches = find_batches(old, new, &comparison, options, monitor);
+    let draft = Draft { old: old.bytes, unchanged: old, new, old_id: Some(comparison.old), batches: &batches };
+    write_delta(&draft, &comparison, spool_dir, options, monitor, out)?;
+    Ok(comparison)
+}
+
+/// Plans and writes a delta from what a signature told.
+fn write_from_signature(
+    signature: &SignatureFile,
+    told: Told,
+    new: View<'_>,
+    spool_dir: &Path,
+    options: &DiffOptions,
+    monitor: &dyn Monitor,
+    out: &mut impl Write,
+) -> Result<Comparison, WriteError> {
+    let Told { runs, comparison } = told;
+    monitor.phase("planning", 0);
+    let known = known_ranges(&runs);
+    let old = Image::of_file(known_old(&runs, new.bytes, spool_dir)?)?;
+    let mut batches = plan_runs(runs, old.bytes(), comparison.old.len, new, &comparison);
+    batches.iter_mut().filter(|batch| batch.save).for_each(|save| save.saved = clipped(&save.saved, &known));
+    let draft = Draft { old: old.bytes(), unchanged: new, new, old_id: signature.image, batches: &batches };
+    write_delta(&draft, &comparison, spool_dir, options, monitor, out)?;
+    Ok(comparison)
+}
+
+/// What a delta is made of.
+struct Draft<'a> {
+    /// The old image, as far as batches read it.
+    old: &'a [u8],
+    /// An image that is the old one where that does not change.
+    unchanged: View<'a>,
+    new: View<'a>,
+    old_id: Option<ImageId>,
+    batches: &'a [NewBatch],
+}
+
+fn write_delta(
+    draft: &Draft<'_>,
+    comparison: &Comparison,
+    spool_dir: &Path,
+    options: &DiffOptions,
+    monitor: &dyn Monitor,
+    out: &mut impl Write,
+) -> Result<(), WriteError> {
     let mut touched = crate::blockset::BlockSet::new();
-    batches.iter().flat_map(|batch| &batch.extents).for_each(|extent| touched.insert(*extent));
+    draft.batches.iter().flat_map(|batch| &batch.extents).for_each(|extent| touched.insert(*extent));
     monitor.phase("hashing", 0);
-    let log = region_log(old.len().min(new.len()));
-    let (untouched, regions) = comparison.untouched(old, &touched, log, options.threads);
+    let log = region_log(comparison.old.len.min(comparison.new.len));
+    let (untouched, regions) = comparison.untouched(draft.unchanged, &touched, log, options.threads);
     monitor.phase("compressing", 0);
     let level = zstd_level(options.level);
     let compression = |kind| Compression { level, window_log: window_log(kind), threads: options.threads as u32 };
-    let mut writer = DeltaWriter::new(old.bytes, new.bytes, &touched, spool_dir, compression);
-    batches.iter().try_for_each(|batch| writer.add(batch))?;
-    let mut identity = Identity { old: comparison.old, new: comparison.new, untouched, region_log: log, regions };
+    let mut writer = DeltaWriter::new(draft.old, draft.new.bytes, &touched, spool_dir, compression);
+    draft.batches.iter().try_for_each(|batch| writer.add(batch))?;
+    let mut identity = Identity { old: draft.old_id, new: comparison.new, untouched, region_log: log, regions };
     if writer.stored_estimate() < REGIONS_FROM {
         (identity.region_log, identity.regions) = (0, Vec::new());
     }
@@ -259,7 +349,7 @@ pub fn diff_views(
         identity.region_log = 0;
     }
     writer.finish(&identity, level, out)?;
-    Ok(comparison)
+    Ok(())
 }
 
 /// zstd's level for each of ours.
@@ -273,7 +363,7 @@ fn zstd_level(level: u32) -> i32 {
 }
 
 /// Reads the finished delta as `patch` will, with the same checks.
-fn check_delta(file: &std::fs::File) -> Result<u64, DeltaError> {
+fn check_delta(file: &File) -> Result<u64, DeltaError> {
     let file = file.try_clone().map_err(DeltaError::Io)?;
     let delta = Delta::open(Arc::new(file), u64::MAX)?;
     check_order(&delta)?;

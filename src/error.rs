@@ -3,6 +3,7 @@
 use crate::delta::DeltaError;
 use crate::delta::writer::WriteError;
 use crate::device::{DeviceError, OpenError};
+use crate::signature::SignatureError;
 use crate::units::human;
 use std::io;
 use std::path::PathBuf;
@@ -57,6 +58,15 @@ pub enum Error {
         /// Why.
         #[source]
         source: DeltaError,
+    },
+    /// The signature is refused.
+    #[error("cannot use the signature {path}: {source}")]
+    Signature {
+        /// The signature.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: SignatureError,
     },
     /// The delta could not be made.
     #[error("cannot make the delta: {0}")]

@@ -52,6 +52,16 @@ impl Image {
         Ok(Self { map: Some(map), data, stamp })
     }
 
+    /// Maps a file that this process has made.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn of_file(file: File) -> std::io::Result<Self> {
+        let len = file.metadata()?.len();
+        let map = if len == 0 { None } else { Some(map(&file, len)?) };
+        Ok(Self { map, data: data_ranges(&file, len), stamp: None })
+    }
+
     /// All bytes; reading a hole yields zeros.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {

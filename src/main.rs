@@ -4,14 +4,16 @@ mod allocator;
 mod cli;
 mod report;
 
-use blkpatch::diff::{DiffOptions, diff};
+use blkpatch::diff::{DiffOptions, diff, diff_signature};
 use blkpatch::error::{Error, exit};
 use blkpatch::info::info;
 use blkpatch::patch::{PatchOptions, patch};
+use blkpatch::sign::sign;
+use blkpatch::signature::Shape;
 use blkpatch::target::Verify;
 use blkpatch::verify::{exit_code, verify};
 use clap::Parser;
-use cli::{Cli, Verb, VerifyArg};
+use cli::{Cli, DiffFrom, Verb, VerifyArg};
 use report::Terminal;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -43,8 +45,18 @@ fn run(cli: Cli) -> Result<u8, Error> {
         Verb::Diff(args) => {
             let mut options = DiffOptions { level: args.level, memory: args.memory, ..DiffOptions::default() };
             options.threads = args.threads.map_or(options.threads, |n| n as usize);
-            let done = diff(&args.old, &args.new, &args.output, &options, &terminal)?;
+            let (from, new) = args.inputs().unwrap_or_else(|e| e.exit());
+            let done = match from {
+                DiffFrom::Image(old) => diff(old, new, &args.output, &options, &terminal)?,
+                DiffFrom::Signature(signature) => diff_signature(signature, new, &args.output, &options, &terminal)?,
+            };
             report::diff(&terminal, &args.output, &done);
+            Ok(exit::DONE)
+        }
+        Verb::Sign(args) => {
+            let shape = Shape { block_len: args.block, strong_len: args.strong };
+            let done = sign(&args.image, &args.output, shape, DiffOptions::default().threads, &terminal)?;
+            report::sign(&terminal, &args.output, &done);
             Ok(exit::DONE)
         }
         Verb::Patch(args) => {

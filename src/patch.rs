@@ -122,8 +122,9 @@ pub fn patch_device(
         return Err(refusal(device, mismatch));
     }
     if let State::Convertible { done } = survey.state {
-        // Checking only what is touched cannot tell the old image from one that differs elsewhere.
-        if done > 0 || options.verify != Verify::Touched {
+        // Checking only what is touched cannot tell the old image from one that differs elsewhere; and which image was the
+        // old one, a delta from a bare signature does not know.
+        if done > 0 || options.verify != Verify::Touched && delta.route.old.is_some() {
             monitor.note(&convertible_note(device, delta, done, &survey.redo));
         }
     }
@@ -160,8 +161,9 @@ fn convertible_note(device: &dyn Device, delta: &Delta, done: u64, redo: &[bool]
 /// The target must hold both images; one that can grow must hold the shorter.
 pub(crate) fn check_size(device: &dyn Device, delta: &Delta) -> Result<(), Error> {
     let new = delta.header.new.len;
-    let old = delta.route.old.map_or(new, |old| old.len);
-    let needed = if device.resizable() { new.min(old) } else { new.max(old) };
+    let old = delta.route.old.map(|old| old.len);
+    // A file of which nothing is known may have any length.
+    let needed = if device.resizable() { new.min(old.unwrap_or(0)) } else { new.max(old.unwrap_or(new)) };
     if device.len() >= needed {
         return Ok(());
     }

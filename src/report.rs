@@ -4,6 +4,7 @@ use blkpatch::diff::DiffReport;
 use blkpatch::info::{ImageInfo, Info};
 use blkpatch::monitor::Monitor;
 use blkpatch::patch::{PatchReport, describe};
+use blkpatch::sign::SignReport;
 use blkpatch::target::{State, Verify};
 use blkpatch::units::{BLOCK, human};
 use std::fmt::Write as _;
@@ -76,6 +77,12 @@ pub fn diff(terminal: &Terminal, output: &Path, done: &DiffReport) {
              shipping the whole image is no larger"
         ));
     }
+}
+
+/// What `sign` did.
+pub fn sign(terminal: &Terminal, output: &Path, done: &SignReport) {
+    let len = human(done.image.len);
+    terminal.say(&format!("{}: {} bytes, of an image of {len}", output.display(), done.signature_len));
 }
 
 /// What `patch` did.

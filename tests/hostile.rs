@@ -119,7 +119,7 @@ fn claims_of_far_sources_cost_no_memory() {
         writer.add(&NewBatch { extents: vec![extent(block, 1)], steps, ..NewBatch::default() }).expect("a batch");
     }
     let (old, new) = (unknown(1 << 50), id(&new));
-    let identity = Identity { old, new, untouched: [0; 32], region_log: 0, regions: vec![] };
+    let identity = Identity { old: Some(old), new, untouched: [0; 32], region_log: 0, regions: vec![] };
     let mut out = Vec::new();
     writer.finish(&identity, 19, &mut out).expect("a delta");
     let before = high_water();
@@ -138,7 +138,7 @@ fn claimed_lengths_cost_no_time() {
     let mut writer = DeltaWriter::new(&[], &new, &touched, Path::new("/tmp"), fast);
     writer.add(&literal(0)).expect("a literal");
     let (old, new) = (unknown(1 << 62), id(&new));
-    let identity = Identity { old, new, untouched: [1; 32], region_log: 0, regions: vec![] };
+    let identity = Identity { old: Some(old), new, untouched: [1; 32], region_log: 0, regions: vec![] };
     let mut out = Vec::new();
     writer.finish(&identity, 3, &mut out).expect("a delta");
     let delta = Delta::open(Arc::new(out), 64 << 20).expect("opens");

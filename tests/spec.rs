@@ -476,3 +476,26 @@ fn the_example_is_a_delta_that_does_what_chapter_11_says() {
     assert_eq!(report.before, State::Convertible { done: 2 });
     assert_eq!(report.walked.batches, 1);
 }
+
+#[test]
+fn signatures_are_as_their_spec_says() {
+    use blkpatch::signature::{BLOCK_LEN, MAGIC, STRONG_LEN, STRONG_MOST, Shape, TRAILER, TRAILER_MAGIC, trailer_len};
+    let text = include_str!("../spec/signature.md");
+    let fields =
+        text.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").next()?.trim().parse::<usize>().ok());
+    assert_eq!(fields.sum::<usize>(), TRAILER, "the table of the trailer");
+    let magic = String::from_utf8_lossy(TRAILER_MAGIC);
+    for said in [
+        format!("the number {MAGIC:#010x}"),
+        format!("`{}` and a line feed", magic.trim_end()),
+        format!("from 1 and strong checksums of 1 to {STRONG_MOST} bytes"),
+        format!("take blocks of {BLOCK_LEN} bytes and {STRONG_LEN} bytes of strong"),
+    ] {
+        assert!(text.contains(&said), "spec/signature.md does not say: {said}");
+    }
+    for strong_len in 1..=STRONG_MOST {
+        let shape = Shape { block_len: 4096, strong_len };
+        let len = trailer_len(shape);
+        assert!(len >= TRAILER && len.is_multiple_of(shape.entry()) && len - TRAILER < shape.entry());
+    }
+}

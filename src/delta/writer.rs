@@ -48,8 +48,8 @@ impl NewBatch {
 /// What is known of the images beside the batches.
 #[derive(Clone, Debug)]
 pub struct Identity {
-    /// The old image.
-    pub old: ImageId,
+    /// The old image, where it is known.
+    pub old: Option<ImageId>,
     /// The new image.
     pub new: ImageId,
     /// BLAKE3 of the untouched prefix.
@@ -253,8 +253,8 @@ impl<'a> DeltaWriter<'a> {
         std::mem::take(&mut self.differences).finish(self.column(Kind::DifferenceGaps));
         self.flush(1)?;
         let route = Route {
-            old: Some(identity.old),
-            untouched_len: identity.old.len.min(identity.new.len),
+            old: identity.old,
+            untouched_len: identity.old.map_or(identity.new.len, |old| old.len.min(identity.new.len)),
             untouched: identity.untouched,
             counts: self.counts,
             region_log: identity.region_log,

@@ -66,7 +66,7 @@ impl Order {
         }
         let untouched = *blake3::hash(&prefix).as_bytes();
         let identity =
-            Identity { old: id(&self.old), new: id(&self.new), untouched, region_log: 0, regions: Vec::new() };
+            Identity { old: Some(id(&self.old)), new: id(&self.new), untouched, region_log: 0, regions: Vec::new() };
         let fast = |_| Compression { level: 1, window_log: 20, threads: 1 };
         let folder = std::env::temp_dir();
         let mut writer = DeltaWriter::new(&self.old, &self.new, &touched, &folder, fast).waiving(waived);

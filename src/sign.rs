@@ -1,0 +1,64 @@
+//! `sign`: the signature of an image, for `diff --signature` where the image itself is not at hand.
+
+use crate::compare::{View, identify};
+use crate::diff::{check_output, real_output};
+use crate::digest::ImageId;
+use crate::error::Error;
+use crate::image::Image;
+use crate::monitor::Monitor;
+use crate::output::{Output, folder_of};
+use crate::signature::{self, Shape, SignatureFile};
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+/// What `sign` did.
+#[derive(Clone, Copy, Debug)]
+pub struct SignReport {
+    /// The image.
+    pub image: ImageId,
+    /// Bytes of the signature.
+    pub signature_len: u64,
+}
+
+/// Writes the signature of an image. `output` appears only when it is complete.
+///
+/// # Errors
+/// An unreadable image, one that changes meanwhile, or an output that cannot be written.
+pub fn sign(
+    path: &Path,
+    output: &Path,
+    shape: Shape,
+    threads: usize,
+    monitor: &dyn Monitor,
+) -> Result<SignReport, Error> {
+    let image = Image::open(path)?;
+    let view = View::of(&image);
+    let output = &real_output(output)?;
+    check_output(output, std::iter::once(path))?;
+    let folder = folder_of(output);
+    let file = Output::create_in(folder).map_err(Error::io("create a file in", folder))?;
+    monitor.phase("hashing", view.len());
+    let id = identify(view, threads);
+    monitor.phase("signing", view.len());
+    let mut out = BufWriter::new(file.file());
+    signature::write(view, &id, shape, threads, &mut out)
+        .and_then(|()| out.flush())
+        .map_err(Error::io("write", output))?;
+    drop(out);
+    if image.changed_since(path).unwrap_or_else(|| identify(view, threads) != id) {
+        let why = "changed while it was read: the signature would be wrong, and was not written; try again";
+        return Err(Error::Unusable { path: path.to_owned(), why });
+    }
+    let signature_len = file.file().metadata().map_err(Error::io("write", output))?.len();
+    file.finish(output).map_err(Error::io("create", output))?;
+    Ok(SignReport { image: id, signature_len })
+}
+
+/// Reads a signature.
+///
+/// # Errors
+/// One that cannot be read, or used.
+pub(crate) fn read_signature(path: &Path) -> Result<SignatureFile, Error> {
+    let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+    SignatureFile::parse(bytes).map_err(|source| Error::Signature { path: path.to_owned(), source })
+}
