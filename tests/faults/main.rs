@@ -3,6 +3,7 @@
 
 mod meddled;
 mod operations;
+mod overlap;
 mod stick;
 
 use blkpatch::device::Device;
