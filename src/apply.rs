@@ -14,15 +14,15 @@ use crate::delta::step::{Step, StepKind, StepReader};
 use crate::delta::stream::StreamReader;
 use crate::delta::writer::fill_save;
 use crate::device::{AlignedBuffer, Device, DeviceError};
-use crate::milestone::Milestone;
+use crate::milestone::{Gone, Milestone};
 use crate::monitor::Monitor;
 use crate::scribe::{Order, Scribe, WRITERS, Work};
-use crate::sources::{READERS, ReadJob, SourceBuffer, read_jobs};
+use crate::sources::{READERS, ReadingRoom, SourceBuffer, read_jobs};
 use crate::units::{BLOCK, Extent};
 use std::collections::VecDeque;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use std::thread::{Scope, ScopedJoinHandle};
 
 /// What a walk did.
@@ -102,12 +102,10 @@ pub fn walk(
         }
         let mut writers = Vec::new();
         for _ in 0..WRITERS {
-            let done = done.clone();
-            let (scribe, written) = (&scribe, &written);
+            let (scribe, done) = (&scribe, done.clone());
             writers.push(start(scope, device, move || {
-                let panic = Abandon(written);
+                let _end = CloseOnPanic(scribe);
                 scribe.work(&done);
-                std::mem::forget(panic); // the other writers go on
             })?);
         }
         drop(done);
@@ -116,11 +114,14 @@ pub fn walk(
         writers.into_iter().for_each(|w| w.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
         prepared
     });
+    let failed = scribe.has_failed();
     let (did, written) = scribe.finish();
     *walked = did;
-    // Where writing failed, preparing did so only because of that.
-    written?;
-    prepared
+    match (prepared, written) {
+        // Where writing failed, preparing did so only because of that; if not, the last sync was not the cause.
+        (prepared, Err(e)) if failed || matches!(prepared, Ok(()) | Err(WalkError::Stop)) => Err(e.into()),
+        (prepared, _) => prepared,
+    }
 }
 
 fn start<'scope>(
@@ -138,6 +139,17 @@ struct Abandon<'a>(&'a Milestone);
 impl Drop for Abandon<'_> {
     fn drop(&mut self) {
         self.0.abandon();
+    }
+}
+
+/// Ends all writing when a writer panics; one that merely has nothing more to do leaves the others at work.
+struct CloseOnPanic<'a, 'b>(&'a Scribe<'b>);
+
+impl Drop for CloseOnPanic<'_, '_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.close();
+        }
     }
 }
 
@@ -169,49 +181,9 @@ struct Planned<'a> {
     loaded: Option<Receiver<Result<SourceBuffer, DeviceError>>>,
 }
 
-/// What is being read.
-struct ReadingRoom<'a> {
-    to_read: Sender<ReadJob>,
-    written: &'a Milestone,
-    /// Orders that write, with their numbers from 1, that may not be carried out yet.
-    underway: VecDeque<(u64, &'a [Extent])>,
-    orders: u64,
-    /// Where the target ends.
-    end: u64,
-    buffers: Vec<SourceBuffer>,
-}
-
-/// The writer, or who reads for it, has given up; the writer knows why.
-struct Gone;
-
 impl From<Gone> for WalkError {
     fn from(Gone: Gone) -> Self {
         Self::Stop
-    }
-}
-
-impl<'a> ReadingRoom<'a> {
-    fn new(to_read: Sender<ReadJob>, written: &'a Milestone, end: u64) -> Self {
-        Self { to_read, written, underway: VecDeque::new(), orders: 0, end, buffers: Vec::new() }
-    }
-
-    fn request(&mut self, sources: Sources) -> Result<Receiver<Result<SourceBuffer, DeviceError>>, Gone> {
-        let clash = |(_, extents): &&(u64, &[Extent])| have_common(extents, &sources.blocks);
-        let after = self.underway.iter().rev().find(clash).map_or(0, |(number, _)| *number);
-        let buffer = self.buffers.pop().unwrap_or_else(|| SourceBuffer::new(self.end));
-        let (loaded, result) = sync_channel(1);
-        self.to_read.send(ReadJob { blocks: sources.blocks, after, buffer, loaded }).map_err(|_| Gone)?;
-        Ok(result)
-    }
-
-    /// An order will be handed over that writes `extents`.
-    fn note_order(&mut self, extents: &'a [Extent]) {
-        self.orders += 1;
-        self.underway.push_back((self.orders, extents));
-        let reached = self.written.reached();
-        while self.underway.front().is_some_and(|(number, _)| *number <= reached) {
-            self.underway.pop_front();
-        }
     }
 }
 
@@ -382,18 +354,4 @@ impl<'a> Walker<'a> {
         }
         Ok(())
     }
-}
-
-/// Whether two lists of extents, both ascending, have a block in common.
-fn have_common(mut a: &[Extent], mut b: &[Extent]) -> bool {
-    while let ([x, rest_a @ ..], [y, rest_b @ ..]) = (a, b) {
-        if x.end() <= y.start {
-            a = rest_a;
-        } else if y.end() <= x.start {
-            b = rest_b;
-        } else {
-            return true;
-        }
-    }
-    false
 }

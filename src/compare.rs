@@ -96,9 +96,9 @@ pub fn compare(old: View<'_>, new: View<'_>, threads: usize, monitor: &dyn Monit
     monitor.phase("comparing", parts as u64 * PART);
     let results = parallel::map(parts.div_ceil(GROUP_PARTS), threads, |group| {
         let first = group * GROUP_PARTS;
-        let result = compare_group(old, new, first..parts.min(first + GROUP_PARTS));
-        monitor.advance(ZERO_GROUP);
-        result
+        let group = first..parts.min(first + GROUP_PARTS);
+        monitor.advance(group.len() as u64 * PART);
+        compare_group(old, new, group)
     });
     let (mut old_tree, mut new_tree) = (TreeDigest::new(old.len()), TreeDigest::new(new.len()));
     let mut changed = Vec::new();

@@ -3,6 +3,9 @@
 use std::collections::BTreeSet;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
+/// The writers, or who reads for the walk, have given up; the writers know why.
+pub(crate) struct Gone;
+
 /// Counts numbered orders, from 1, that may be done out of order.
 pub(crate) struct Milestone {
     state: Mutex<State>,

@@ -1,7 +1,7 @@
 //! Writes what the walk has prepared, on threads of its own, so that the next batches are made meanwhile. The only
 //! writer of targets. Between two barriers the rules let batches be written in any order (R2: none writes what another
-//! one writes or reads), so that several are written at the same time; what the walk reads early it reads only where no
-//! write is due (see `apply`).
+//! one writes or reads at home), so that several are written at the same time; what the walk reads early it reads only
+//! where no write is due (see `apply`).
 
 use crate::apply::Walked;
 use crate::delta::batch::{Batch, BatchKind};
@@ -86,6 +86,11 @@ impl<'a> Scribe<'a> {
         }
     }
 
+    /// Whether a write, or a sync at a barrier, has failed.
+    pub fn has_failed(&self) -> bool {
+        self.log(|log| log.failure.is_some())
+    }
+
     /// Syncs, when all who work have ended. Says what was done, also if that failed.
     pub fn finish(self) -> (Walked, Result<(), DeviceError>) {
         let mut log = self.log.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -109,6 +114,10 @@ impl<'a> Scribe<'a> {
     }
 
     fn next(&self, gate: &Gate<'a>) -> Option<Order<'a>> {
+        // Where another writer has failed, nothing more may be written, and a sync would prove nothing.
+        if self.written.is_abandoned() {
+            return None;
+        }
         // Whatever an earlier run, or whoever wrote the old image, left in flight must not pass the first write.
         if gate.taken == 0 {
             self.sync()?;
@@ -181,6 +190,12 @@ impl<'a> Scribe<'a> {
             });
         }
         Some(())
+    }
+
+    /// Ends all writing, and lets nobody wait for it: whoever hands an order over learns so.
+    pub fn close(&self) {
+        self.written.abandon();
+        self.gate.lock().unwrap_or_else(PoisonError::into_inner).orders = None;
     }
 
     /// Ends all writing; the first failure counts.

@@ -1,10 +1,12 @@
 //! The source blocks of a batch, read into memory in few large reads, by threads that read ahead of the walk.
 
 use crate::delta::DeltaError;
+use crate::delta::placement::Sources;
 use crate::device::{AlignedBuffer, Device, DeviceError};
-use crate::milestone::Milestone;
+use crate::milestone::{Gone, Milestone};
 use crate::units::{BLOCK, Extent};
-use std::sync::mpsc::{Receiver, SyncSender};
+use std::collections::VecDeque;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
 
 /// Blocks that are not wanted but read all the same, where that saves a read: on loop devices, disks and sticks alike a
@@ -93,6 +95,45 @@ pub(crate) fn read_jobs(device: &dyn Device, jobs: &Mutex<Receiver<ReadJob>>, wr
     }
 }
 
+/// What is being read.
+pub(crate) struct ReadingRoom<'a> {
+    to_read: Sender<ReadJob>,
+    written: &'a Milestone,
+    /// Orders that write, with their numbers from 1, that may not be carried out yet.
+    underway: VecDeque<(u64, &'a [Extent])>,
+    orders: u64,
+    /// Where the target ends.
+    end: u64,
+    /// Not in use.
+    pub buffers: Vec<SourceBuffer>,
+}
+
+impl<'a> ReadingRoom<'a> {
+    pub fn new(to_read: Sender<ReadJob>, written: &'a Milestone, end: u64) -> Self {
+        Self { to_read, written, underway: VecDeque::new(), orders: 0, end, buffers: Vec::new() }
+    }
+
+    /// Has the sources of a batch read, when all orders so far that write them are done.
+    pub fn request(&mut self, sources: Sources) -> Result<Receiver<Result<SourceBuffer, DeviceError>>, Gone> {
+        let clash = |(_, extents): &&(u64, &[Extent])| have_common(extents, &sources.blocks);
+        let after = self.underway.iter().rev().find(clash).map_or(0, |(number, _)| *number);
+        let buffer = self.buffers.pop().unwrap_or_else(|| SourceBuffer::new(self.end));
+        let (loaded, result) = sync_channel(1);
+        self.to_read.send(ReadJob { blocks: sources.blocks, after, buffer, loaded }).map_err(|_| Gone)?;
+        Ok(result)
+    }
+
+    /// An order will be handed over that writes `extents`.
+    pub fn note_order(&mut self, extents: &'a [Extent]) {
+        self.orders += 1;
+        self.underway.push_back((self.orders, extents));
+        let reached = self.written.reached();
+        while self.underway.front().is_some_and(|(number, _)| *number <= reached) {
+            self.underway.pop_front();
+        }
+    }
+}
+
 /// One batch's reading.
 #[derive(Clone, Copy)]
 struct Reading<'a> {
@@ -124,11 +165,27 @@ impl Reading<'_> {
         Ok(())
     }
 
-    /// Reads whole blocks. The image's last block may be short; behind it there is nothing to read.
+    /// Reads whole blocks. Behind the target's end zeros follow.
     fn blocks(self, extent: Extent, bytes: &mut [u8]) -> Result<(), DeviceError> {
         let range = extent.bytes(self.end);
-        self.device.read(range.start, &mut bytes[..(range.end - range.start) as usize])
+        let (there, behind) = bytes.split_at_mut((range.end - range.start) as usize);
+        behind.fill(0);
+        if there.is_empty() { Ok(()) } else { self.device.read(range.start, there) }
     }
+}
+
+/// Whether two lists of extents, both ascending, have a block in common.
+fn have_common(mut a: &[Extent], mut b: &[Extent]) -> bool {
+    while let ([x, rest_a @ ..], [y, rest_b @ ..]) = (a, b) {
+        if x.end() <= y.start {
+            a = rest_a;
+        } else if y.end() <= x.start {
+            b = rest_b;
+        } else {
+            return true;
+        }
+    }
+    false
 }
 
 #[cfg(test)]

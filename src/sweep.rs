@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
-/// Threads beside those that the processors can run: while some work on what they have read, others wait for the medium.
+/// Threads beside those that the processors can run: while some work on what they have read, others wait for the
+/// medium.
 const WAITING: usize = 2;
 /// Threads at most: more would only make a slow medium seek.
 const MOST_THREADS: usize = 4;

@@ -34,8 +34,8 @@ impl std::fmt::Debug for Delta {
     }
 }
 
-/// Fixed part of the memory that patching takes: code, buffers, and the gaps that are read along with the sources of three
-/// batches.
+/// Fixed part of the memory that patching takes: code, buffers, and the gaps that are read along with the sources of
+/// three batches.
 const BASE_MEMORY: u64 = (6 << 20) + 3 * (256 << 10);
 
 impl Delta {
@@ -181,7 +181,7 @@ pub fn memory_needed(header: &Header, route: &Route, route_number: u16) -> u64 {
         // steps, and where what these read lies.
         u64::from(limits.batch_bytes) * 4,
         u64::from(limits.source_bytes) * 3,
-        u64::from(limits.batch_steps) * 192,
+        u64::from(limits.batch_steps) * 320,
         counts.batches.saturating_mul(80),
         counts.extents.saturating_mul(16),
         counts.save_ranges.saturating_mul(16 + 128),

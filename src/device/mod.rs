@@ -53,7 +53,8 @@ impl DeviceError {
 
 /// Storage that holds an image: a block device, a file, or memory.
 ///
-/// All methods take `&self`, so that one thread may read ahead; writes are issued by one thread only.
+/// All methods take `&self`: reads and writes of several threads may overlap each other, in different blocks. While a
+/// sync is under way, nobody writes.
 pub trait Device: Send + Sync {
     /// The name used in messages.
     fn name(&self) -> String;

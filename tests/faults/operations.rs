@@ -25,7 +25,9 @@ struct State {
     unsynced: BTreeMap<u64, Vec<u8>>,
     /// The operation that failed.
     failed: Option<&'static str>,
-    /// Operations that changed the device since it failed.
+    /// Whether that has returned.
+    over: bool,
+    /// Operations that began to change the device since then.
     changed_since: usize,
 }
 
@@ -51,11 +53,12 @@ impl<'a> Flaky<'a> {
         let mut state = self.state.lock().unwrap();
         state.operations += 1;
         let changes = !matches!(operation, "reading" | "dropping the cache of" | "syncing");
-        state.changed_since += usize::from(state.failed.is_some() && changes);
+        state.changed_since += usize::from(state.over && changes);
         if state.operations != self.fails {
             return Ok(());
         }
         state.failed = Some(operation);
+        state.over = operation != "writing";
         let source = io::Error::from_raw_os_error(5);
         Err(DeviceError { operation, name: self.name(), offset, len, source })
     }
@@ -101,6 +104,7 @@ impl Device for Flaky<'_> {
                 self.inner.write(at, sector)?;
             }
         }
+        self.state.lock().unwrap().over |= result.is_err();
         result
     }
     fn write_zeros(&self, offset: u64, len: u64) -> Result<(), DeviceError> {
@@ -162,7 +166,7 @@ fn every_operation_fails(
         assert!(text.contains("the same command"), "{said}: {text}");
         if operation != "reading" {
             // Where reading fails, what was prepared before may still be written. Two batches are written at a time: when
-            // a write fails, another one may be under way.
+            // a write fails, another one may be about to begin.
             let changed = device.state.lock().unwrap().changed_since;
             assert!(changed <= usize::from(operation == "writing"), "{said}: {changed} changes after the failure");
         }
