@@ -23,6 +23,7 @@ pub mod resume;
 mod scribe;
 mod sources;
 mod sweep;
+pub mod sync;
 pub mod target;
 pub mod units;
 mod untouched;
