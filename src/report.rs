@@ -122,8 +122,9 @@ pub fn sync(terminal: &Terminal, target: &Path, done: &SyncReport, dry_run: bool
     let all = format!("{compared} bytes compared");
     let time = format!("{:.1} s", done.elapsed.as_secs_f64());
     let text = match (bytes, dry_run) {
-        (0, true) => format!("{target} already holds the image: {all}, nothing would be written{length}"),
-        (0, false) => format!("{target} already holds the image: {all}, nothing was written{length}, {time}"),
+        (0, _) if done.resized_from.is_some() => format!("{target} differs only in its length: {all}{length}"),
+        (0, true) => format!("{target} already holds the image: {all}, nothing would be written"),
+        (0, false) => format!("{target} already holds the image: {all}, nothing was written, {time}"),
         (_, true) => format!("{target} differs: {all}, {blocks} blocks, {bytes} bytes would be written{length}"),
         (_, false) => format!(
             "{target} now holds the image, checked by reading it back: {all}, {blocks} blocks, {bytes} bytes \

@@ -147,7 +147,10 @@ mod tests {
         run[20 * B] = 1;
         run[69 * B + 5] = 1;
         let found: Vec<_> = pieces(&run).collect();
-        assert_eq!(found, [(0..16 * B, true), (16 * B..32 * B, false), (32 * B..64 * B, true), (64 * B..70 * B, false)]);
+        assert_eq!(
+            found,
+            [(0..16 * B, true), (16 * B..32 * B, false), (32 * B..64 * B, true), (64 * B..70 * B, false)]
+        );
         assert_eq!(pieces(&[0; 3 * B]).collect::<Vec<_>>(), [(0..3 * B, false)]);
         assert!(pieces(&[]).next().is_none());
     }

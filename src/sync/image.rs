@@ -65,6 +65,8 @@ pub(super) struct Image<'a> {
     pub name: String,
     /// Its length, where it is known before it was read.
     pub len: Option<u64>,
+    /// Its least length, as a compressed file tells it.
+    pub promised: Option<u64>,
     pub source: Box<dyn Source + 'a>,
     /// What it is, to compare with the target.
     pub meta: Metadata,
@@ -102,7 +104,10 @@ impl<'a> Image<'a> {
         let path = Path::new("standard input");
         let input = std::io::stdin();
         if input.is_terminal() {
-            return Err(Error::Unusable { path: path.to_owned(), why: "is a terminal: pipe an image into this command" });
+            return Err(Error::Unusable {
+                path: path.to_owned(),
+                why: "is a terminal: pipe an image into this command",
+            });
         }
         let file = File::from(input.as_fd().try_clone_to_owned().map_err(Error::io("open", path))?);
         let meta = file.metadata().map_err(Error::io("read", path))?;
@@ -119,8 +124,9 @@ impl<'a> Image<'a> {
         stamp: Option<Stamp>,
     ) -> Result<Self, Error> {
         let name = path.display().to_string();
+        let promised = head.promised(format);
         let stream: Stream<'a> = head.unpack(name.clone(), format).map_err(Error::io("unpack", path))?;
-        Ok(Self { name, len: None, source: Box::new(stream), meta, path: path.to_owned(), stamp })
+        Ok(Self { name, len: None, promised, source: Box::new(stream), meta, path: path.to_owned(), stamp })
     }
 
     fn plain(path: &Path, meta: Metadata) -> Result<Self, Error> {
@@ -128,7 +134,8 @@ impl<'a> Image<'a> {
         let device = open_target(path, Access::Read)?;
         let len = device.len();
         let source = Box::new(Plain { device, len, next: AtomicU64::new(0) });
-        Ok(Self { name: path.display().to_string(), len: Some(len), source, meta, path: path.to_owned(), stamp })
+        let (name, path) = (path.display().to_string(), path.to_owned());
+        Ok(Self { name, len: Some(len), promised: None, source, meta, path, stamp })
     }
 
     /// Fails if a regular file was written since it was opened; devices and pipes cannot tell.

@@ -1,11 +1,12 @@
 //! `sync`: the image is at hand, and no delta: writes only the blocks of a target that differ from it.
 //!
 //! The image is taken in chunks of 1 MiB by a few threads ([`work`]), from a file, a device or a stream that may be
-//! compressed ([`image`], [`stream`]). What differs is written at once ([`blocks`]); a sync follows, and what was written
+//! compressed ([`image`], [`stream`], [`length`]). What differs is written at once ([`blocks`]); a sync follows, and what was written
 //! is read back past the cache. Nothing needs to be remembered for a restart: what is right already is not written again.
 
 mod blocks;
 mod image;
+mod length;
 mod stream;
 mod trouble;
 mod work;
@@ -124,6 +125,15 @@ fn prepare(image: &Image<'_>, device: &dyn Device, room: Option<u64>, options: &
         && needed > actual
     {
         return Err(Error::TooSmall { name: device.name(), needed, actual });
+    }
+    if let (Some(promised), Some(actual)) = (image.promised, room)
+        && promised > actual
+    {
+        let (image, target) = (&image.name, device.name());
+        return Err(Error::Image {
+            why: format!("{image} says that it unpacks to at least {promised} bytes, and {target} has {actual}"),
+            next: "Use a larger target, or a smaller image",
+        });
     }
     if !options.dry_run {
         device.sync()?; // what others wrote may still be on its way

@@ -2,6 +2,7 @@
 //! time, while others compare and write what they took before.
 
 use super::image::{Piece, Source};
+use super::length::promised;
 use super::trouble::Trouble;
 use super::work::End;
 use crate::device::AlignedBuffer;
@@ -11,8 +12,8 @@ use std::fs::File;
 use std::io::{self, BufReader, Cursor, ErrorKind, Read};
 use std::sync::{Mutex, PoisonError};
 
-/// Bytes that tell what a stream is.
-const HEAD: u64 = 16;
+/// Bytes that tell what a stream is, and of a zstd frame how long its content is.
+const HEAD: u64 = 18;
 /// Bytes that are read of a compressed stream at once.
 const INPUT: usize = 256 << 10;
 /// Memory that unpacking xz may take: enough for every preset; a hostile file could ask for 4 GiB.
@@ -35,7 +36,10 @@ pub(super) fn recognise(head: &[u8]) -> Result<Format, &'static str> {
     // Written as they are they would destroy a disk's content for nothing.
     const OTHERS: [(&[u8], &str); 6] = [
         (b"BZh", "is compressed by bzip2: unpack it to standard input, with 'bzcat FILE | blkpatch sync - TARGET'"),
-        (b"\x04\x22\x4d\x18", "is compressed by lz4: unpack it to standard input, with 'lz4cat FILE | blkpatch sync - TARGET'"),
+        (
+            b"\x04\x22\x4d\x18",
+            "is compressed by lz4: unpack it to standard input, with 'lz4cat FILE | blkpatch sync - TARGET'",
+        ),
         (b"PK\x03\x04", "is a zip archive: unpack it to standard input, with 'unzip -p FILE | blkpatch sync - TARGET'"),
         (b"7z\xbc\xaf\x27\x1c", "is a 7z archive: unpack it first"),
         (b"QFI\xfb", "is a qcow2 image: convert it first, with 'qemu-img convert -O raw FILE IMAGE'"),
@@ -113,6 +117,11 @@ impl<'a> Head<'a> {
         recognise(&self.bytes)
     }
 
+    /// The least length that it says it has.
+    pub fn promised(&self, format: Format) -> Option<u64> {
+        promised(format, &self.bytes, &self.rest.file)
+    }
+
     /// Unpacks it from its start.
     pub fn unpack(self, name: String, format: Format) -> io::Result<Stream<'a>> {
         let input = BufReader::with_capacity(INPUT, Cursor::new(self.bytes).chain(self.rest));
@@ -177,7 +186,7 @@ impl Stream<'_> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use std::io::Write;
     use std::sync::atomic::AtomicBool;
@@ -195,19 +204,19 @@ mod tests {
         assert!(recognise(b"QFI\xfb\0\0\0\x03").is_err());
     }
 
-    fn gzip(bytes: &[u8]) -> Vec<u8> {
+    pub fn gzip(bytes: &[u8]) -> Vec<u8> {
         let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         packed.write_all(bytes).unwrap();
         packed.finish().unwrap()
     }
 
-    fn xz(bytes: &[u8]) -> Vec<u8> {
+    pub fn xz(bytes: &[u8]) -> Vec<u8> {
         let mut packed = Vec::new();
         liblzma::bufread::XzEncoder::new(bytes, 0).read_to_end(&mut packed).unwrap();
         packed
     }
 
-    fn zst(bytes: &[u8]) -> Vec<u8> {
+    pub fn zst(bytes: &[u8]) -> Vec<u8> {
         zstd::stream::encode_all(bytes, 1).unwrap()
     }
 

@@ -63,7 +63,8 @@ fn a_file_gets_the_length_of_the_image() {
     let mut bytes = noise(LEN);
     bytes[2 << 20..].fill(0);
     let (_folder, image) = scene(&bytes);
-    for old in [Vec::new(), vec![0; 100], bytes[..LEN - 1].to_vec(), [&bytes[..], &[1; 9000]].concat(), noise(5 << 20)] {
+    for old in [Vec::new(), vec![0; 100], bytes[..LEN - 1].to_vec(), [&bytes[..], &[1; 9000]].concat(), noise(5 << 20)]
+    {
         let device = MemoryDevice::new(old.clone(), true);
         let done = sync_to(&image, &device, &SyncOptions::default(), &Silent).unwrap();
         assert!(device.contents() == bytes, "from {} bytes", old.len());

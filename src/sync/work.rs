@@ -116,7 +116,7 @@ impl Work<'_> {
             let (image, target) = (self.image.to_owned(), self.device.name());
             return Err(Trouble::TooLong { image, target, len: self.room.unwrap_or(0) });
         }
-        if !(hole && self.device.is_hole(offset, len as u64)) {
+        if !(hole && self.is_empty(offset, len as u64)) {
             target.resize(len);
             read_padded(self.device, offset, target)?;
             let image = if hole { &ZERO_PART[..len] } else { image };
@@ -127,6 +127,11 @@ impl Work<'_> {
         }
         self.monitor.advance(len as u64);
         Ok(())
+    }
+
+    /// Whether the target is known to be zeros there without reading it, also because a file yet has to grow.
+    fn is_empty(&self, offset: u64, len: u64) -> bool {
+        self.device.is_hole(offset, len) || (self.room.is_none() && self.device.len() <= offset)
     }
 
     fn write(&self, offset: u64, image: &[u8], differing: &Differing) -> Result<(), Trouble> {
