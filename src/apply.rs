@@ -218,9 +218,6 @@ impl<'a> Walker<'a> {
     fn all(&mut self, redo: &[bool], stop: &AtomicBool, monitor: &dyn Monitor) -> Result<(), WalkError> {
         let mut to_plan = (0u64..).zip(self.delta.table.batches()).zip(redo);
         loop {
-            if stop.load(Ordering::Relaxed) {
-                return Err(WalkError::Stop);
-            }
             while self.ahead.len() < AHEAD
                 && let Some(((index, batch), redo)) = to_plan.next()
             {
@@ -228,6 +225,10 @@ impl<'a> Walker<'a> {
                 self.ahead.push_back(planned);
             }
             let Some(planned) = self.ahead.pop_front() else { return Ok(()) };
+            // Not where everything is done.
+            if stop.load(Ordering::Relaxed) {
+                return Err(WalkError::Stop);
+            }
             if !planned.redo {
                 monitor.advance(self.delta.table.written_bytes(planned.batch, self.delta.header.new.len));
             }
