@@ -28,11 +28,13 @@ pub enum Verb {
     /// Compare two images and write a delta
     #[command(after_help = "Example:\n  blkpatch diff v1.img v2.img -o update.delta")]
     Diff(DiffArgs),
-    /// Turn the old image on a device into the new one, in place
+    /// Turn the old image on a device into the new one, in place, or build the new one beside the old
     #[command(
-        after_help = "Nothing is written before the delta, the target's size and its content have been\nchecked. \
-            After an interruption run the same command again, with the same delta\nfile, to finish.\n\n\
-            Example:\n  sudo blkpatch patch update.delta /dev/sdX"
+        after_help = "Nothing is written before the delta, the target's size and its content, or OLD's,\nhave been checked. \
+            After an interruption run the same command again, with the same\ndelta file, to finish.\n\n\
+            Examples:\n  sudo blkpatch patch update.delta /dev/sdX\n  \
+            sudo blkpatch patch update.delta /dev/sdX3 --old /dev/sdX2\n  \
+            blkpatch patch update.delta v2.img --old v1.img"
     )]
     Patch(PatchArgs),
     /// Say which image a device holds: new, old, convertible or neither
@@ -70,9 +72,13 @@ pub struct DiffArgs {
 pub struct PatchArgs {
     /// The delta
     pub delta: PathBuf,
-    /// The block device, or the image file, to patch
+    /// The block device, or the image file, to patch; with --old, the one to build the new image in
     pub target: PathBuf,
-    /// How much to check
+    /// Read the old image from this device or file, which is never written, and build all of the new one in TARGET: a
+    /// device, whatever it holds, or a file, which appears only when it is complete
+    #[arg(long, value_name = "OLD", conflicts_with = "verify")]
+    pub old: Option<PathBuf>,
+    /// How much to check; with --old it is always everything
     #[arg(long, value_enum, default_value_t = VerifyArg::Full)]
     pub verify: VerifyArg,
     /// Check everything and say what would be written, but write nothing

@@ -113,6 +113,27 @@ pub enum Error {
         /// Why.
         why: String,
     },
+    /// Building the new image beside the old one stopped after writing began.
+    #[error(
+        "{name}: stopped {written}: {why}.\nIt holds only a part of the new image; OLD is as it was. \
+        Run the same command again to finish"
+    )]
+    Unfinished {
+        /// The target.
+        name: String,
+        /// How much had been written, for people.
+        written: String,
+        /// Why.
+        why: String,
+    },
+    /// A new image could not be made as a file.
+    #[error("cannot make {path}: {why}.\nNo such file was made; one that was there is as it was.")]
+    NotMade {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
     /// The target cannot be made right by this delta any more.
     #[error("{name} is damaged: {why}.\nThis delta cannot repair it: write the full new image, for example with dd")]
     Damaged {
@@ -132,20 +153,29 @@ impl Error {
 
     /// A failure after `written` bytes were written to the target.
     pub(crate) fn stopped(name: String, written: u64, why: &dyn std::fmt::Display) -> Self {
-        let written = match written {
-            0 => "as writing began".into(),
-            bytes => format!("after {} had been written", human(bytes)),
-        };
-        Self::Stopped { name, written, why: why.to_string() }
+        Self::Stopped { name, written: after(written), why: why.to_string() }
+    }
+
+    /// The same where the old image lies elsewhere, and is as it was.
+    pub(crate) fn unfinished(name: String, written: u64, why: &dyn std::fmt::Display) -> Self {
+        Self::Unfinished { name, written: after(written), why: why.to_string() }
     }
 
     /// The program's exit code for this failure.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Stopped { .. } => exit::STOPPED,
+            Self::Stopped { .. } | Self::Unfinished { .. } => exit::STOPPED,
             Self::Damaged { .. } => exit::DAMAGED,
             _ => exit::REFUSED,
         }
+    }
+}
+
+/// When something stopped, for people.
+fn after(written: u64) -> String {
+    match written {
+        0 => "as writing began".into(),
+        bytes => format!("after {} had been written", human(bytes)),
     }
 }

@@ -8,13 +8,15 @@ use blkpatch::diff::{DiffOptions, diff};
 use blkpatch::error::{Error, exit};
 use blkpatch::info::info;
 use blkpatch::patch::{PatchOptions, patch};
+use blkpatch::slot::{SlotOptions, patch_slot};
 use blkpatch::target::Verify;
 use blkpatch::verify::{exit_code, verify};
 use clap::Parser;
-use cli::{Cli, Verb, VerifyArg};
+use cli::{Cli, PatchArgs, Verb, VerifyArg};
 use report::Terminal;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -48,11 +50,10 @@ fn run(cli: Cli) -> Result<u8, Error> {
             Ok(exit::DONE)
         }
         Verb::Patch(args) => {
-            let stop = stop_on_signal(terminal.writing_flag());
-            let (verify, dry_run) = (verify_mode(args.verify), args.dry_run);
-            let options = PatchOptions { verify, dry_run, memory_limit: args.memory_limit };
-            let done = patch(&args.delta, &args.target, &options, &stop, &terminal)?;
-            report::patch(&terminal, &args.target, &done, dry_run, verify);
+            match &args.old {
+                Some(old) => run_slot(&args, old, &terminal)?,
+                None => run_patch(&args, &terminal)?,
+            }
             Ok(exit::DONE)
         }
         Verb::Verify(args) => {
@@ -68,6 +69,30 @@ fn run(cli: Cli) -> Result<u8, Error> {
     }
 }
 
+fn run_patch(args: &PatchArgs, terminal: &Terminal) -> Result<(), Error> {
+    let stop = stop_on_signal(
+        terminal.writing_flag(),
+        "The target is between the old and the new image. Run the same command again, with this same delta file, to \
+         finish",
+    );
+    let (verify, dry_run) = (verify_mode(args.verify), args.dry_run);
+    let options = PatchOptions { verify, dry_run, memory_limit: args.memory_limit };
+    let done = patch(&args.delta, &args.target, &options, &stop, terminal)?;
+    report::patch(terminal, &args.target, &done, dry_run, verify);
+    Ok(())
+}
+
+fn run_slot(args: &PatchArgs, old: &Path, terminal: &Terminal) -> Result<(), Error> {
+    let stop = stop_on_signal(
+        terminal.writing_flag(),
+        "The target holds only a part of the new image; OLD is as it was. Run the same command again to finish",
+    );
+    let options = SlotOptions { dry_run: args.dry_run, memory_limit: args.memory_limit };
+    let done = patch_slot(&args.delta, old, &args.target, &options, &stop, terminal)?;
+    report::slot(terminal, &args.target, &done);
+    Ok(())
+}
+
 fn verify_mode(arg: VerifyArg) -> Verify {
     match arg {
         VerifyArg::All => Verify::All,
@@ -76,8 +101,9 @@ fn verify_mode(arg: VerifyArg) -> Verify {
     }
 }
 
-/// SIGINT and SIGTERM stop at the next safe point; a second one ends the program at once.
-fn stop_on_signal(writing: Arc<AtomicBool>) -> Arc<AtomicBool> {
+/// SIGINT and SIGTERM stop at the next safe point; a second one ends the program at once, and says `unfinished` if
+/// anything was written.
+fn stop_on_signal(writing: Arc<AtomicBool>, unfinished: &'static str) -> Arc<AtomicBool> {
     let stop = Arc::new(AtomicBool::new(false));
     let asked = Arc::clone(&stop);
     // Where handlers or a thread cannot be had, a signal ends the program at once, which is safe as well.
@@ -86,12 +112,8 @@ fn stop_on_signal(writing: Arc<AtomicBool>) -> Arc<AtomicBool> {
             for _ in signals.forever() {
                 if asked.swap(true, Ordering::SeqCst) {
                     let begun = writing.load(Ordering::SeqCst);
-                    report::complain(if begun {
-                        "blkpatch: stopped at once.\nThe target is between the old and the new image. Run the same \
-                         command again, with this same delta file, to finish"
-                    } else {
-                        "blkpatch: stopped at once.\nNothing was written."
-                    });
+                    let state = if begun { unfinished } else { "Nothing was written." };
+                    report::complain(&format!("blkpatch: stopped at once.\n{state}"));
                     std::process::exit(if begun { exit::STOPPED } else { exit::REFUSED }.into());
                 }
             }

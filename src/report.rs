@@ -4,6 +4,7 @@ use blkpatch::diff::DiffReport;
 use blkpatch::info::{ImageInfo, Info};
 use blkpatch::monitor::Monitor;
 use blkpatch::patch::{PatchReport, describe};
+use blkpatch::slot::{Outcome, SlotReport};
 use blkpatch::target::{State, Verify};
 use blkpatch::units::{BLOCK, human};
 use std::fmt::Write as _;
@@ -104,6 +105,24 @@ pub fn patch(terminal: &Terminal, target: &Path, done: &PatchReport, dry_run: bo
             done.walked.scratch,
             done.walked.batches,
             done.walked.syncs,
+            done.elapsed.as_secs_f64()
+        )),
+    }
+}
+
+/// What `patch --old` did.
+pub fn slot(terminal: &Terminal, target: &Path, done: &SlotReport) {
+    let target = target.display();
+    match done.outcome {
+        Outcome::UpToDate => terminal.say(&format!("{target} already holds the new image: nothing was written")),
+        Outcome::Possible { most } => terminal.say(&format!(
+            "{target} can be made the new image: up to {} blocks ({}) would be written",
+            most.div_ceil(BLOCK),
+            human(most)
+        )),
+        Outcome::Built { written } => terminal.say(&format!(
+            "{target} now holds the new image, checked by reading it back: {} blocks, {written} bytes written, {:.1} s",
+            written.div_ceil(BLOCK),
             done.elapsed.as_secs_f64()
         )),
     }

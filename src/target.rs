@@ -339,16 +339,37 @@ pub(crate) fn touched_parts(order: &CheckedOrder) -> Vec<u64> {
 
 /// Reads everything again.
 pub(crate) fn reread_all(device: &dyn Device, new_len: u64, monitor: &dyn Monitor) -> Result<TreeDigest, SurveyError> {
-    let mut tree = TreeDigest::new(new_len);
-    let work = |offset: u64, chunk: &mut [u8]| -> Vec<PartDigest> {
+    // Everything is written: a wish to stop changes nothing any more.
+    read_digest(device, new_len, &AtomicBool::new(false), monitor)
+}
+
+/// The digest of the first `len` bytes of a device.
+pub(crate) fn read_digest(
+    device: &dyn Device,
+    len: u64,
+    stop: &AtomicBool,
+    monitor: &dyn Monitor,
+) -> Result<TreeDigest, SurveyError> {
+    let mut tree = TreeDigest::new(len);
+    // `None` is a whole part of zeros, which is hashed only if its neighbours are not zero.
+    let zero = |part: &[u8]| len > PART && part.len() as u64 == PART && is_zero(part);
+    let work = |offset: u64, chunk: &mut [u8]| -> Vec<(u64, Option<PartDigest>)> {
         let parts = (0u64..).zip(chunk.chunks(PART as usize));
-        parts.map(|(i, part)| PartDigest::new(offset + i * PART, part, new_len)).collect()
+        let digest = |(i, part): (u64, &[u8])| {
+            let digest = (!zero(part)).then(|| PartDigest::new(offset + i * PART, part, len));
+            (part.len() as u64, digest)
+        };
+        parts.map(digest).collect()
     };
-    sweep(device, &whole(new_len), &AtomicBool::new(false), work, |parts| {
-        for part in parts {
-            monitor.advance(part.len);
-            tree.push(part, false);
+    sweep(device, &whole(len), stop, work, |parts| {
+        for (len, part) in parts {
+            monitor.advance(len);
+            match part {
+                Some(part) => tree.push(part, false),
+                None => tree.push_zeros(),
+            }
         }
     })?;
+    tree.settle();
     Ok(tree)
 }

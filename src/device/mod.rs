@@ -9,12 +9,14 @@ mod buffer;
 mod file;
 mod memory;
 mod open;
+mod overlap;
 
 pub use block::BlockTarget;
 pub use buffer::AlignedBuffer;
 pub use file::FileTarget;
 pub use memory::MemoryDevice;
 pub use open::{Access, OpenError, open_target};
+pub use overlap::share_bytes;
 
 use std::io;
 
