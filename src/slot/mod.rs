@@ -88,7 +88,7 @@ pub fn patch_slot(
             device.warnings().iter().for_each(|warning| monitor.note(warning));
             job.onto_device(&**device)?
         }
-        Destination::File { path, there } => job.into_file(path, there.as_deref())?,
+        Destination::File { path, there } => job.in_file(path, there.as_deref())?,
     };
     Ok(SlotReport { outcome, elapsed: start.elapsed() })
 }
@@ -178,7 +178,7 @@ impl Job<'_> {
         &self.opened.delta
     }
 
-    fn new(&self) -> ImageId {
+    fn new_id(&self) -> ImageId {
         self.delta().header.new
     }
 
@@ -198,15 +198,15 @@ impl Job<'_> {
         let read = read_digest(self.old, expected.len, self.stop, self.monitor);
         match read.map_err(|e| e.untouched(self.delta_path))?.finish() {
             Some(found) if found == expected => Ok(()),
-            found => Err(wrong_old(self.old, found, expected, self.new())),
+            found => Err(wrong_old(self.old, found, expected, self.new_id())),
         }
     }
 
     fn onto_device(&self, device: &dyn Device) -> Result<Outcome, Error> {
-        check_len(device, self.new().len)?;
+        check_len(device, self.new_id().len)?;
         self.check_old()?;
         if self.dry_run {
-            return Ok(Outcome::Possible { most: self.new().len });
+            return Ok(Outcome::Possible { most: self.new_id().len });
         }
         device.sync()?; // what it holds must be what lasts, as it may be left as it is
         let canvas = Canvas::new(device, self.monitor);
@@ -229,13 +229,13 @@ impl Job<'_> {
     }
 
     /// Builds the image in a file beside `path`, which then gets that name.
-    fn into_file(&self, path: &Path, there: Option<&dyn Device>) -> Result<Outcome, Error> {
+    fn in_file(&self, path: &Path, there: Option<&dyn Device>) -> Result<Outcome, Error> {
         self.check_old()?;
         if self.is_there(there)? {
             return Ok(Outcome::UpToDate);
         }
         if self.dry_run {
-            return Ok(Outcome::Possible { most: self.new().len });
+            return Ok(Outcome::Possible { most: self.new_id().len });
         }
         let failed = |e: &dyn std::fmt::Display| Error::NotMade { path: path.to_owned(), why: e.to_string() };
         let folder = folder_of(path);
@@ -246,7 +246,7 @@ impl Job<'_> {
         }
         let file = FileTarget::new(output.file().try_clone().map_err(|e| failed(&e))?, path);
         let canvas = Canvas::blank(&file, self.monitor);
-        let built = file.set_len(self.new().len).map_err(WalkError::from);
+        let built = file.set_len(self.new_id().len).map_err(WalkError::from);
         let built = built.and_then(|()| build(self.materials(), &canvas, self.stop, self.monitor));
         built.and_then(|()| Ok(file.sync()?)).map_err(|e| match e {
             WalkError::Stop => Error::Interrupted,
@@ -259,7 +259,7 @@ impl Job<'_> {
 
     /// Whether the file that is to be replaced holds the new image already.
     fn is_there(&self, there: Option<&dyn Device>) -> Result<bool, Error> {
-        let new = self.new();
+        let new = self.new_id();
         let Some(file) = there.filter(|file| file.len() == new.len) else { return Ok(false) };
         file.forget_cache()?;
         self.monitor.phase("reading the target", new.len);
@@ -269,7 +269,7 @@ impl Job<'_> {
 
     /// Reads all of the new image back, past the cache.
     fn check_result(&self, device: &dyn Device) -> Result<(), String> {
-        let new = self.new();
+        let new = self.new_id();
         device.forget_cache().map_err(|e| e.to_string())?;
         self.monitor.phase("checking the result", new.len);
         match reread_all(device, new.len, self.monitor).map_err(|e| e.to_string())?.finish() {
