@@ -30,8 +30,8 @@ pub enum Verb {
     Diff(DiffArgs),
     /// Turn the old image on a device into the new one, in place, or build the new one beside the old
     #[command(
-        after_help = "Nothing is written before the delta, the target's size and its content, or OLD's,\nhave been checked. \
-            After an interruption run the same command again, with the same\ndelta file, to finish.\n\n\
+        after_help = "Nothing is written before the delta, the target's size and its content (with\n--old: that of OLD) have \
+            been checked. After an interruption run the same command\nagain, with the same delta file, to finish.\n\n\
             Examples:\n  sudo blkpatch patch update.delta /dev/sdX\n  \
             sudo blkpatch patch update.delta /dev/sdX3 --old /dev/sdX2\n  \
             blkpatch patch update.delta v2.img --old v1.img"

@@ -3,10 +3,13 @@
 use crate::device::{AlignedBuffer, Device, DeviceError};
 use crate::digest::{ZERO_PART, is_zero};
 use crate::monitor::Monitor;
-use crate::units::{BLOCK, PART};
+use crate::units::BLOCK;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
+
+/// Bytes of what is there that are read at once, by each thread; what is written at once may be more.
+const LOOK: usize = 256 << 10;
 
 /// A device, or a new file, on which the new image is built. Several threads may do so, each at its own place.
 pub(crate) struct Canvas<'a> {
@@ -57,22 +60,20 @@ impl<'a> Canvas<'a> {
     /// Where writing fails.
     pub fn put(&self, offset: u64, want: &[u8]) -> Result<(), DeviceError> {
         let mut buffer = self.spare().pop().unwrap_or_default();
-        for (i, want) in (0u64..).zip(want.chunks(PART as usize)) {
-            let offset = offset + i * PART;
-            let have = self.look(offset, want.len(), &mut buffer);
-            for run in missing_runs(have, want) {
-                self.write(offset + run.start as u64, &want[run])?;
-            }
+        let mut runs = Vec::new();
+        for (i, piece) in want.chunks(LOOK).enumerate() {
+            let have = self.look(offset + (i * LOOK) as u64, piece.len(), &mut buffer);
+            add_missing_runs(&mut runs, i * LOOK, have, piece);
         }
         self.spare().push(buffer);
-        Ok(())
+        runs.into_iter().try_for_each(|run| self.write(offset + run.start as u64, &want[run]))
     }
 
     fn spare(&self) -> std::sync::MutexGuard<'_, Vec<AlignedBuffer>> {
         self.spare.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is there, at most a part. `None` where it cannot be read: it is not needed, and writing may mend it.
+    /// What is there, at most [`LOOK`] bytes. `None` where it cannot be read: it is not needed, and writing may mend it.
     fn look<'b>(&self, offset: u64, len: usize, buffer: &'b mut AlignedBuffer) -> Option<&'b [u8]> {
         if self.blank {
             return ZERO_PART.get(..len);
@@ -96,22 +97,20 @@ impl<'a> Canvas<'a> {
     }
 }
 
-/// The runs of blocks of `want` that differ from what is there; all of it where that is not known.
-fn missing_runs(have: Option<&[u8]>, want: &[u8]) -> Vec<Range<usize>> {
-    let Some(have) = have else { return vec![0..want.len()] };
-    let mut runs: Vec<Range<usize>> = Vec::new();
-    let mut at = 0;
-    for (have, want) in have.chunks(BLOCK as usize).zip(want.chunks(BLOCK as usize)) {
-        let end = at + want.len();
-        if have != want {
-            match runs.last_mut() {
-                Some(run) if run.end == at => run.end = end,
-                _ => runs.push(at..end),
-            }
+/// Adds the runs of blocks of `want`, which stands at byte `at`, that differ from what is there; all of it where that is
+/// not known.
+fn add_missing_runs(runs: &mut Vec<Range<usize>>, at: usize, have: Option<&[u8]>, want: &[u8]) {
+    const BYTES: usize = BLOCK as usize;
+    for (i, want) in want.chunks(BYTES).enumerate() {
+        let start = at + i * BYTES;
+        if have.and_then(|have| have.get(i * BYTES..i * BYTES + want.len())) == Some(want) {
+            continue;
         }
-        at = end;
+        match runs.last_mut() {
+            Some(run) if run.end == start => run.end += want.len(),
+            _ => runs.push(start..start + want.len()),
+        }
     }
-    runs
 }
 
 #[cfg(test)]
@@ -126,18 +125,27 @@ mod tests {
     fn runs_are_what_differs_in_whole_blocks() {
         let have = vec![1; 5 * B + 100];
         let mut want = have.clone();
-        assert!(missing_runs(Some(&have), &want).is_empty());
+        let runs_after = |before: &[Range<usize>], at, have: Option<&[u8]>, want: &[u8]| {
+            let mut runs = before.to_vec();
+            add_missing_runs(&mut runs, at, have, want);
+            runs
+        };
+        assert!(runs_after(&[], 0, Some(&have), &want).is_empty());
         for at in [B, 3 * B - 1, 5 * B + 99] {
             want[at] = 2;
         }
-        assert_eq!(missing_runs(Some(&have), &want), [B..3 * B, 5 * B..5 * B + 100]);
-        assert_eq!(missing_runs(None, &want), [0..want.len()]);
-        assert!(missing_runs(Some(&[]), &[]).is_empty());
+        let runs = runs_after(&[], 0, Some(&have), &want);
+        assert_eq!(runs, [B..3 * B, 5 * B..5 * B + 100]);
+        assert_eq!(runs_after(&[], 7 * B, None, &want), [7 * B..7 * B + want.len()]);
+        // They go on from one piece to the next.
+        assert_eq!(runs_after(&[0..B, 2 * B..3 * B], 3 * B, Some(&have), &have[..1]), [0..B, 2 * B..3 * B]);
+        assert_eq!(runs_after(&[2 * B..3 * B], 3 * B, None, &want[..9]), [2 * B..3 * B + 9]);
+        assert!(runs_after(&[], 0, Some(&[]), &[]).is_empty());
     }
 
     #[test]
     fn only_what_differs_is_written_and_only_then_has_it_begun() {
-        let len = PART as usize + 3 * B;
+        let len = 4 * LOOK + 3 * B;
         let mut image: Vec<u8> = (0..len + B).map(|i| (i / B) as u8).collect();
         let device = MemoryDevice::new(image.clone(), false);
         let canvas = Canvas::new(&device, &Silent);
