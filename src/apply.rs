@@ -8,16 +8,16 @@ use crate::delta::Delta;
 use crate::delta::DeltaError;
 use crate::delta::batch::{Batch, BatchKind};
 use crate::delta::check::CheckedOrder;
-use crate::delta::difference::DifferenceReader;
 use crate::delta::placement::{Piece, Placement, Sources};
-use crate::delta::step::{Step, StepKind, StepReader};
-use crate::delta::stream::StreamReader;
+use crate::delta::step::{Step, StepReader};
 use crate::delta::writer::fill_save;
 use crate::device::{AlignedBuffer, Device, DeviceError};
+use crate::maker::Maker;
 use crate::milestone::{Gone, Milestone};
 use crate::monitor::Monitor;
 use crate::scribe::{Order, Scribe, WRITERS, Work};
 use crate::sources::{READERS, ReadingRoom, SourceBuffer, read_jobs};
+use crate::target::SurveyError;
 use crate::units::{BLOCK, Extent};
 use std::collections::VecDeque;
 use std::sync::Mutex;
@@ -51,7 +51,7 @@ pub enum WalkError {
     Delta(#[from] DeltaError),
     /// What was computed is not what the delta promises: a source is not what it was when it was checked.
     #[error(
-        "batch {batch} does not come out right: the target or the delta has yielded other data than when \
+        "batch {batch} does not come out right: what it is made from, or the delta, is not what it was when \
         it was checked (the batch writes at offset {offset})"
     )]
     WrongResult {
@@ -63,6 +63,16 @@ pub enum WalkError {
     /// The user asked to stop.
     #[error("asked to stop")]
     Stop,
+}
+
+impl From<SurveyError> for WalkError {
+    fn from(e: SurveyError) -> Self {
+        match e {
+            SurveyError::Device(e) => Self::Device(e),
+            SurveyError::Delta(e) => Self::Delta(e),
+            SurveyError::Stop => Self::Stop,
+        }
+    }
 }
 
 /// Does the batches with `redo` set, in order. On failure `walked` says what had been done.
@@ -88,8 +98,7 @@ pub fn walk(
         delta,
         placement: order.placement(),
         steps: delta.steps()?,
-        differences: delta.differences()?,
-        literals: delta.literals()?,
+        maker: Maker::new(delta)?,
         ahead: VecDeque::new(),
         reading: ReadingRoom::new(to_read, &written, device.len()),
         desk: Desk { to_write, to_reuse, buffers: Vec::new(), made: 0 },
@@ -124,7 +133,7 @@ pub fn walk(
     }
 }
 
-fn start<'scope>(
+pub(crate) fn start<'scope>(
     scope: &'scope Scope<'scope, '_>,
     device: &dyn Device,
     work: impl FnOnce() + Send + 'scope,
@@ -156,14 +165,13 @@ impl Drop for CloseOnPanic<'_, '_> {
 /// Batches that are being made or written at the same time: one is made, one waits.
 pub(crate) const BUFFERS: usize = WRITERS + 2;
 /// Batches that are planned at the same time: the sources of all but the one being made are being read.
-const AHEAD: usize = READERS + 1;
+const AHEAD: usize = 1;
 
 struct Walker<'a> {
     delta: &'a Delta,
     placement: Placement<'a>,
     steps: StepReader,
-    differences: DifferenceReader,
-    literals: StreamReader,
+    maker: Maker,
     /// Batches whose sources are being read, in order.
     ahead: VecDeque<Planned<'a>>,
     reading: ReadingRoom<'a>,
@@ -280,7 +288,7 @@ impl<'a> Walker<'a> {
         if batch.barrier {
             self.desk.hand_over(batch, &[], Work::Nothing)?;
         }
-        self.skip_steps(&planned.steps)
+        Ok(self.maker.skip(&planned.steps)?)
     }
 
     /// Makes the bytes of a batch; they are the right ones.
@@ -304,18 +312,6 @@ impl<'a> Walker<'a> {
         Ok(output)
     }
 
-    /// Passes over the columns of a batch that is done.
-    fn skip_steps(&mut self, steps: &[Step]) -> Result<(), WalkError> {
-        for step in steps {
-            if step.kind == StepKind::Literal {
-                self.literals.skip(step.len)?;
-            } else if step.kind.adds() {
-                self.differences.skip(step.len)?;
-            }
-        }
-        Ok(())
-    }
-
     fn make_save(&self, batch: &Batch, sources: &SourceBuffer, output: &mut [u8]) -> Result<(), WalkError> {
         output.fill(0);
         let mut result = Ok(());
@@ -329,30 +325,18 @@ impl<'a> Walker<'a> {
     }
 
     fn make_data(&mut self, planned: &Planned<'_>, sources: &SourceBuffer, output: &mut [u8]) -> Result<(), WalkError> {
-        self.differences.start_batch();
         let mut pieces = planned.pieces.iter();
-        let mut rest = output;
-        for step in &planned.steps {
-            let (target, others) = std::mem::take(&mut rest).split_at_mut(step.len as usize);
-            rest = others;
-            if step.kind == StepKind::Zero {
-                target.fill(0);
-            } else if step.kind == StepKind::Literal {
-                self.literals.fill(target)?;
-            } else {
-                let mut filled = 0;
-                while filled < target.len()
-                    && let Some((physical, len)) = pieces.next()
-                {
-                    let end = filled + *len as usize;
-                    sources.copy(*physical, &mut target[filled..end])?;
-                    filled = end;
-                }
-                if step.kind.adds() {
-                    self.differences.add_to(step.src, step.dst, target)?;
-                }
+        let made = self.maker.make(&planned.steps, output, |_, target| {
+            let mut filled = 0;
+            while filled < target.len()
+                && let Some((physical, len)) = pieces.next()
+            {
+                let end = filled + *len as usize;
+                sources.copy(*physical, &mut target[filled..end])?;
+                filled = end;
             }
-        }
-        Ok(())
+            Ok(())
+        });
+        Ok(made?)
     }
 }

@@ -40,11 +40,13 @@ pub enum Verb {
             'rdiff -R rollsum -H md4 signature' writes.\n\n\
             Example:\n  blkpatch sign /dev/sdX -o device.sig")]
     Sign(SignArgs),
-    /// Turn the old image on a device into the new one, in place
+    /// Turn the old image on a device into the new one, in place, or build the new one beside the old
     #[command(
-        after_help = "Nothing is written before the delta, the target's size and its content have been\nchecked. \
-            After an interruption run the same command again, with the same delta\nfile, to finish.\n\n\
-            Example:\n  sudo blkpatch patch update.delta /dev/sdX"
+        after_help = "Nothing is written before the delta, the target's size and its content (with\n--old: that of OLD) have \
+            been checked. After an interruption run the same command\nagain, with the same delta file, to finish.\n\n\
+            Examples:\n  sudo blkpatch patch update.delta /dev/sdX\n  \
+            sudo blkpatch patch update.delta /dev/sdX3 --old /dev/sdX2\n  \
+            blkpatch patch update.delta v2.img --old v1.img"
     )]
     Patch(PatchArgs),
     /// Make a device hold an image, writing only the blocks that differ
@@ -110,9 +112,13 @@ pub struct SignArgs {
 pub struct PatchArgs {
     /// The delta
     pub delta: PathBuf,
-    /// The block device, or the image file, to patch
+    /// The block device, or the image file, to patch; with --old, the one to build the new image in
     pub target: PathBuf,
-    /// How much to check
+    /// Read the old image from this device or file, which is never written, and build all of the new one in TARGET: a
+    /// device, whatever it holds, or a file, which appears only when it is complete
+    #[arg(long, value_name = "OLD", conflicts_with = "verify")]
+    pub old: Option<PathBuf>,
+    /// How much to check; with --old it is always everything
     #[arg(long, value_enum, default_value_t = VerifyArg::Full)]
     pub verify: VerifyArg,
     /// Check everything and say what would be written, but write nothing

@@ -68,6 +68,11 @@ pub const ZERO_GROUP: u64 = 16 * PART;
 /// `zero_groups_are_tabulated_right` makes and checks them.
 static ZERO_GROUPS: &[u8; 4096 * blake3::OUT_LEN] = include_bytes!("zero_groups.bin");
 
+/// Whether zeros at this offset may belong to a group in the table; elsewhere it is better to hash them at once.
+pub(crate) fn may_be_tabulated(offset: u64) -> bool {
+    offset / ZERO_GROUP < (ZERO_GROUPS.len() / blake3::OUT_LEN) as u64
+}
+
 /// A block of zeros.
 pub(crate) static ZERO_BLOCK: [u8; BLOCK as usize] = [0; BLOCK as usize];
 /// A part of zeros.

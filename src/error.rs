@@ -143,6 +143,27 @@ pub enum Error {
         /// What to do.
         next: &'static str,
     },
+    /// Building the new image beside the old one stopped after writing began.
+    #[error(
+        "{name}: stopped {written}: {why}.\nIt holds only a part of the new image; OLD is as it was. \
+        Run the same command again to finish"
+    )]
+    SlotUnfinished {
+        /// The target.
+        name: String,
+        /// How much had been written, for people.
+        written: String,
+        /// Why.
+        why: String,
+    },
+    /// A new image could not be made as a file.
+    #[error("cannot make {path}: {why}.\nNo such file was made; one that was there is as it was.")]
+    NotMade {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
     /// The target cannot be made right by this delta any more.
     #[error("{name} is damaged: {why}.\nThis delta cannot repair it: write the full new image, for example with dd")]
     Damaged {
@@ -165,6 +186,11 @@ impl Error {
         Self::Stopped { name, written: so_far(written), why: why.to_string() }
     }
 
+    /// A failure after `written` bytes where the old image lies elsewhere, and is as it was.
+    pub(crate) fn slot_unfinished(name: String, written: u64, why: &dyn std::fmt::Display) -> Self {
+        Self::SlotUnfinished { name, written: so_far(written), why: why.to_string() }
+    }
+
     /// A failure of `sync` after `written` bytes were written to the target.
     pub(crate) fn unfinished(name: String, written: u64, why: String, next: &'static str) -> Self {
         Self::Unfinished { name, written: so_far(written), why, next }
@@ -174,7 +200,7 @@ impl Error {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Stopped { .. } | Self::Unfinished { .. } => exit::STOPPED,
+            Self::Stopped { .. } | Self::Unfinished { .. } | Self::SlotUnfinished { .. } => exit::STOPPED,
             Self::Damaged { .. } => exit::DAMAGED,
             _ => exit::REFUSED,
         }

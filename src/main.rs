@@ -10,14 +10,16 @@ use blkpatch::info::info;
 use blkpatch::patch::{PatchOptions, patch};
 use blkpatch::sign::sign;
 use blkpatch::signature::Shape;
+use blkpatch::slot::{SlotOptions, patch_slot};
 use blkpatch::sync::{SyncOptions, sync};
 use blkpatch::target::Verify;
 use blkpatch::verify::{exit_code, verify};
 use clap::Parser;
-use cli::{Cli, DiffFrom, Verb, VerifyArg};
+use cli::{Cli, DiffFrom, PatchArgs, Verb, VerifyArg};
 use report::Terminal;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -61,11 +63,10 @@ fn run(cli: Cli) -> Result<u8, Error> {
             Ok(exit::DONE)
         }
         Verb::Patch(args) => {
-            let stop = stop_on_signal(terminal.writing_flag(), PATCH_STOPPED);
-            let (verify, dry_run) = (verify_mode(args.verify), args.dry_run);
-            let options = PatchOptions { verify, dry_run, memory_limit: args.memory_limit };
-            let done = patch(&args.delta, &args.target, &options, &stop, &terminal)?;
-            report::patch(&terminal, &args.target, &done, dry_run, verify);
+            match &args.old {
+                Some(old) => run_slot(&args, old, &terminal)?,
+                None => run_patch(&args, &terminal)?,
+            }
             Ok(exit::DONE)
         }
         Verb::Sync(args) => {
@@ -88,6 +89,23 @@ fn run(cli: Cli) -> Result<u8, Error> {
     }
 }
 
+fn run_patch(args: &PatchArgs, terminal: &Terminal) -> Result<(), Error> {
+    let stop = stop_on_signal(terminal.writing_flag(), PATCH_STOPPED);
+    let (verify, dry_run) = (verify_mode(args.verify), args.dry_run);
+    let options = PatchOptions { verify, dry_run, memory_limit: args.memory_limit };
+    let done = patch(&args.delta, &args.target, &options, &stop, terminal)?;
+    report::patch(terminal, &args.target, &done, dry_run, verify);
+    Ok(())
+}
+
+fn run_slot(args: &PatchArgs, old: &Path, terminal: &Terminal) -> Result<(), Error> {
+    let stop = stop_on_signal(terminal.writing_flag(), SLOT_STOPPED);
+    let options = SlotOptions { dry_run: args.dry_run, memory_limit: args.memory_limit };
+    let done = patch_slot(&args.delta, old, &args.target, &options, &stop, terminal)?;
+    report::slot(terminal, &args.target, &done);
+    Ok(())
+}
+
 fn verify_mode(arg: VerifyArg) -> Verify {
     match arg {
         VerifyArg::All => Verify::All,
@@ -99,12 +117,16 @@ fn verify_mode(arg: VerifyArg) -> Verify {
 /// What to say when a second signal ends `patch` after writing began.
 const PATCH_STOPPED: &str = "The target is between the old and the new image. Run the same command again, with this same \
                              delta file, to finish";
+/// The same for `patch --old`.
+const SLOT_STOPPED: &str =
+    "The target holds only a part of the new image; OLD is as it was. Run the same command again to finish";
 /// The same for `sync`.
 const SYNC_STOPPED: &str =
     "The target holds neither what it held before nor the image. Run the same command again to finish";
 
-/// SIGINT and SIGTERM stop at the next safe point; a second one ends the program at once.
-fn stop_on_signal(writing: Arc<AtomicBool>, between: &'static str) -> Arc<AtomicBool> {
+/// SIGINT and SIGTERM stop at the next safe point; a second one ends the program at once, and says `unfinished` if
+/// anything was written.
+fn stop_on_signal(writing: Arc<AtomicBool>, unfinished: &'static str) -> Arc<AtomicBool> {
     let stop = Arc::new(AtomicBool::new(false));
     let asked = Arc::clone(&stop);
     // Where handlers or a thread cannot be had, a signal ends the program at once, which is safe as well.
@@ -113,7 +135,7 @@ fn stop_on_signal(writing: Arc<AtomicBool>, between: &'static str) -> Arc<Atomic
             for _ in signals.forever() {
                 if asked.swap(true, Ordering::SeqCst) {
                     let begun = writing.load(Ordering::SeqCst);
-                    let state = if begun { between } else { "Nothing was written." };
+                    let state = if begun { unfinished } else { "Nothing was written." };
                     report::complain(&format!("blkpatch: stopped at once.\n{state}"));
                     std::process::exit(if begun { exit::STOPPED } else { exit::REFUSED }.into());
                 }

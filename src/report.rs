@@ -5,6 +5,7 @@ use blkpatch::info::{ImageInfo, Info};
 use blkpatch::monitor::Monitor;
 use blkpatch::patch::{PatchReport, describe};
 use blkpatch::sign::SignReport;
+use blkpatch::slot::{Outcome, SlotReport};
 use blkpatch::sync::SyncReport;
 use blkpatch::target::{State, Verify};
 use blkpatch::units::{BLOCK, human};
@@ -139,6 +140,24 @@ pub fn sync(terminal: &Terminal, target: &Path, done: &SyncReport, dry_run: bool
         ),
     };
     terminal.say(&text);
+}
+
+/// What `patch --old` did.
+pub fn slot(terminal: &Terminal, target: &Path, done: &SlotReport) {
+    let target = target.display();
+    match done.outcome {
+        Outcome::UpToDate => terminal.say(&format!("{target} already holds the new image: nothing was written")),
+        Outcome::Possible { most } => terminal.say(&format!(
+            "{target} can be made the new image: up to {} blocks ({}) would be written",
+            most.div_ceil(BLOCK),
+            human(most)
+        )),
+        Outcome::Built { written } => terminal.say(&format!(
+            "{target} now holds the new image, checked by reading it back: {} blocks, {written} bytes written, {:.1} s",
+            written.div_ceil(BLOCK),
+            done.elapsed.as_secs_f64()
+        )),
+    }
 }
 
 /// What `verify` found: one word on standard output, the explanation on standard error.

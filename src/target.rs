@@ -4,7 +4,7 @@ use crate::blockset::BlockSet;
 use crate::delta::Delta;
 use crate::delta::check::CheckedOrder;
 use crate::device::{AlignedBuffer, Device, DeviceError};
-use crate::digest::{ImageId, PartDigest, TreeDigest, is_zero};
+use crate::digest::{ImageId, PartDigest, TreeDigest, is_zero, may_be_tabulated};
 use crate::error::Error;
 use crate::judge::{Progress, intact, judge, progress};
 use crate::monitor::Monitor;
@@ -222,7 +222,7 @@ fn look_at_part(offset: u64, part: &[u8], lengths: Lengths, touched: &BlockSet) 
     let is_touched = touched.any(blocks);
     let whole = |total: u64| total <= offset || total > PART && total - offset >= PART;
     let zero = !is_touched && len == PART && [lengths.old, lengths.new, lengths.untouched].into_iter().all(whole);
-    if zero && is_zero(part) {
+    if zero && may_be_tabulated(offset) && is_zero(part) {
         return PartSeen { offset, len, touched: false, zero: true, old: None, new: None, untouched: None };
     }
     let old = (offset < lengths.old).then(|| digest(part, lengths.old));
@@ -339,16 +339,38 @@ pub(crate) fn touched_parts(order: &CheckedOrder) -> Vec<u64> {
 
 /// Reads everything again.
 pub(crate) fn reread_all(device: &dyn Device, new_len: u64, monitor: &dyn Monitor) -> Result<TreeDigest, SurveyError> {
-    let mut tree = TreeDigest::new(new_len);
-    let work = |offset: u64, chunk: &mut [u8]| -> Vec<PartDigest> {
+    // Everything is written: a wish to stop changes nothing any more.
+    read_digest(device, new_len, &AtomicBool::new(false), monitor)
+}
+
+/// The digest of the first `len` bytes of a device.
+pub(crate) fn read_digest(
+    device: &dyn Device,
+    len: u64,
+    stop: &AtomicBool,
+    monitor: &dyn Monitor,
+) -> Result<TreeDigest, SurveyError> {
+    let mut tree = TreeDigest::new(len);
+    // `None` is a whole part of zeros, which is hashed only if its neighbours are not zero.
+    let zero = |at: u64, part: &[u8]| len > PART && part.len() as u64 == PART && may_be_tabulated(at) && is_zero(part);
+    let work = |offset: u64, chunk: &mut [u8]| -> Vec<(u64, Option<PartDigest>)> {
         let parts = (0u64..).zip(chunk.chunks(PART as usize));
-        parts.map(|(i, part)| PartDigest::new(offset + i * PART, part, new_len)).collect()
+        let digest = |(i, part): (u64, &[u8])| {
+            let at = offset + i * PART;
+            let digest = (!zero(at, part)).then(|| PartDigest::new(at, part, len));
+            (part.len() as u64, digest)
+        };
+        parts.map(digest).collect()
     };
-    sweep(device, &whole(new_len), &AtomicBool::new(false), work, |parts| {
-        for part in parts {
-            monitor.advance(part.len);
-            tree.push(part, false);
+    sweep(device, &whole(len), stop, work, |parts| {
+        for (len, part) in parts {
+            monitor.advance(len);
+            match part {
+                Some(part) => tree.push(part, false),
+                None => tree.push_zeros(),
+            }
         }
     })?;
+    tree.settle();
     Ok(tree)
 }

@@ -8,6 +8,7 @@ use blkpatch::diff::{DiffOptions, diff};
 use blkpatch::error::Error;
 use blkpatch::monitor::Silent;
 use blkpatch::patch::{Opened, PatchOptions, PatchReport, open_delta, patch_device};
+use blkpatch::slot::{Outcome, SlotOptions, patch_slot_device};
 use blkpatch::target::{State, Verify};
 use common::{BLOCK, Rng, Scene, assert_same, changed_blocks, long, random};
 use proptest::prelude::*;
@@ -221,6 +222,19 @@ proptest! {
         let found = device.contents();
         assert_same(&found[..new.len()], &new, "the device");
         assert_same(&found[new.len()..], &before[new.len()..], "behind the new image");
+
+        // In another slot, whatever that holds; and again, where nothing is left to be written.
+        let before = random(98, new.len() + room * BLOCK);
+        let slot = MemoryDevice::new(before.clone(), false);
+        let source = MemoryDevice::new(fixed(&old, &[], room * BLOCK), false);
+        let build = || {
+            let (stop, options) = (AtomicBool::new(false), SlotOptions::default());
+            let done = patch_slot_device(&opened, Path::new("delta"), (&source, &slot), &options, &stop, &Silent);
+            done.unwrap_or_else(|e| panic!("in another slot: {e}")).outcome
+        };
+        build();
+        prop_assert_eq!(build(), Outcome::UpToDate);
+        assert_same(&slot.contents(), &[&new[..], &before[new.len()..]].concat(), "the slot");
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod buffer;
 mod file;
 mod memory;
 mod open;
+mod overlap;
 mod same;
 
 pub use block::BlockTarget;
@@ -16,6 +17,7 @@ pub use buffer::AlignedBuffer;
 pub use file::FileTarget;
 pub use memory::MemoryDevice;
 pub use open::{Access, OpenError, open_target};
+pub use overlap::share_bytes;
 pub use same::shared_storage;
 
 use std::io;

@@ -19,6 +19,15 @@ pub enum Access {
     Inspect,
     /// Reads and writes, exclusively.
     Write,
+    /// Only reads what another target is made from. A partition does not lock its disk: the target may be on it, too.
+    Source,
+}
+
+impl Access {
+    /// Whether nobody else may use the target.
+    fn is_exclusive(self) -> bool {
+        matches!(self, Self::Inspect | Self::Write)
+    }
 }
 
 /// Why a target was not opened. Nothing was written.
@@ -94,7 +103,7 @@ pub fn open_target(path: &Path, access: Access) -> Result<Box<dyn Device>, OpenE
         return open_block(path, access, meta.rdev());
     }
     let what = if kind.is_file() {
-        if access != Access::Read && is_behind_a_loop_device(&meta) {
+        if access.is_exclusive() && is_behind_a_loop_device(&meta) {
             let by = "a loop device shows it; detach that with 'losetup -d', or patch the loop device instead";
             return Err(OpenError::Busy { path: path.to_owned(), by });
         }
@@ -128,11 +137,11 @@ fn open(path: &Path, access: Access, flags: OFlags) -> Result<File, OpenError> {
 fn open_block(path: &Path, access: Access, rdev: u64) -> Result<Box<dyn Device>, OpenError> {
     let io_error = |source| OpenError::Io { path: path.to_owned(), source };
     // The kernel lets a write-protected device be opened for writing, and fails the first write.
-    if access != Access::Read && sysfs(rdev, "ro").as_deref() == Some("1") {
+    if access.is_exclusive() && sysfs(rdev, "ro").as_deref() == Some("1") {
         return Err(OpenError::ReadOnly { path: path.to_owned() });
     }
-    let flags = if access == Access::Read { OFlags::DIRECT } else { OFlags::DIRECT | OFlags::EXCL };
-    let disk = lock_disk(rdev, path, access)?;
+    let flags = if access.is_exclusive() { OFlags::DIRECT | OFlags::EXCL } else { OFlags::DIRECT };
+    let disk = if access == Access::Source { None } else { lock_disk(rdev, path, access)? };
     let mut file = open(path, access, flags)?;
     lock(&file, path, access)?;
     let len = file.seek(SeekFrom::End(0)).map_err(io_error)?;
@@ -181,7 +190,7 @@ const LOCK_TRIES: u32 = 20;
 fn lock(file: &File, path: &Path, access: Access) -> Result<(), OpenError> {
     let how = match access {
         Access::Write | Access::Inspect => FlockOperation::NonBlockingLockExclusive,
-        Access::Read => FlockOperation::NonBlockingLockShared,
+        Access::Read | Access::Source => FlockOperation::NonBlockingLockShared,
     };
     for _ in 0..LOCK_TRIES {
         match rustix::fs::flock(file, how) {
