@@ -165,7 +165,7 @@ impl Drop for CloseOnPanic<'_, '_> {
 /// Batches that are being made or written at the same time: one is made, one waits.
 pub(crate) const BUFFERS: usize = WRITERS + 2;
 /// Batches that are planned at the same time: the sources of all but the one being made are being read.
-const AHEAD: usize = 1;
+const AHEAD: usize = READERS + 1;
 
 struct Walker<'a> {
     delta: &'a Delta,

@@ -13,7 +13,7 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Mutex, PoisonError};
 
 /// Batches that are written at the same time: hides what each write waits.
-pub(crate) const WRITERS: usize = 1;
+pub(crate) const WRITERS: usize = 2;
 
 /// What is to be done for a batch; a barrier before it included.
 #[derive(Debug)]
