@@ -1,29 +1,26 @@
 //! The walk: makes the batches that must be done, in order, and hands them over to be written (spec, chapter 8).
 //!
-//! While one batch is written, or a barrier waits for the medium, the next ones are made, and what those behind them
-//! read is read. That is sound: bytes at home stay there until a later batch writes (R2 orders only writes); bytes that
-//! an earlier batch produces are read when that batch has been written.
+//! While one batch is written, or a barrier waits for the medium, the next ones are made. What they read is read then,
+//! which is sound: bytes at home stay there until a later batch writes (R2 orders only writes); bytes that an earlier
+//! batch produces are read when that batch has been written.
 
 use crate::delta::Delta;
 use crate::delta::DeltaError;
 use crate::delta::batch::{Batch, BatchKind};
 use crate::delta::check::CheckedOrder;
 use crate::delta::difference::DifferenceReader;
-use crate::delta::placement::{Piece, Placement, Sources};
+use crate::delta::placement::{Placement, Sources};
 use crate::delta::step::{Step, StepKind, StepReader};
 use crate::delta::stream::StreamReader;
 use crate::delta::writer::fill_save;
 use crate::device::{AlignedBuffer, Device, DeviceError};
-use crate::milestone::{Gone, Milestone};
 use crate::monitor::Monitor;
-use crate::scribe::{Order, Scribe, WRITERS, Work};
-use crate::sources::{READERS, ReadingRoom, SourceBuffer, read_jobs};
+use crate::scribe::{Order, Scribe, Work};
+use crate::sources::SourceBuffer;
 use crate::units::{BLOCK, Extent};
 use std::collections::VecDeque;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
-use std::thread::{Scope, ScopedJoinHandle};
 
 /// What a walk did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -78,108 +75,61 @@ pub fn walk(
     monitor: &dyn Monitor,
     walked: &mut Walked,
 ) -> Result<(), WalkError> {
-    let written = Milestone::new();
-    let (to_write, orders) = sync_channel(1);
-    let scribe = Scribe::new(device, delta.header.new.len, monitor, &written, orders, *walked);
+    let scribe = Scribe::new(device, delta.header.new.len, monitor, *walked);
+    let (to_write, orders) = sync_channel(BUFFERS);
     let (done, to_reuse) = channel();
-    let (to_read, jobs) = channel();
-    let jobs = Mutex::new(jobs);
-    let mut walker = Walker {
-        delta,
-        placement: order.placement(),
-        steps: delta.steps()?,
-        differences: delta.differences()?,
-        literals: delta.literals()?,
-        ahead: VecDeque::new(),
-        reading: ReadingRoom::new(to_read, &written, device.len()),
-        desk: Desk { to_write, to_reuse, buffers: Vec::new(), made: 0 },
-    };
-    let prepared = std::thread::scope(|scope| {
-        // Whatever ends this, nobody may wait for orders that will not come.
-        let _end = Abandon(&written);
-        for _ in 0..READERS {
-            start(scope, device, || read_jobs(device, &jobs, &written))?;
-        }
-        let mut writers = Vec::new();
-        for _ in 0..WRITERS {
-            let (scribe, done) = (&scribe, done.clone());
-            writers.push(start(scope, device, move || {
-                let _end = CloseOnPanic(scribe);
-                scribe.work(&done);
-            })?);
-        }
-        drop(done);
+    let (steps, differences, literals) = (delta.steps()?, delta.differences()?, delta.literals()?);
+    std::thread::scope(|scope| {
+        let started = std::thread::Builder::new().spawn_scoped(scope, move || scribe.run(&orders, &done));
+        let scribe = started.map_err(|source| DeviceError::no_thread(device, source))?;
+        let mut walker = Walker {
+            device,
+            delta,
+            placement: order.placement(),
+            steps,
+            differences,
+            literals,
+            step_list: Vec::new(),
+            sources: SourceBuffer::new(device.len()),
+            desk: Desk { to_write, to_reuse, underway: VecDeque::new(), buffers: Vec::new(), made: 0 },
+        };
         let prepared = walker.all(redo, stop, monitor);
-        drop(walker); // no more orders
-        writers.into_iter().for_each(|w| w.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        drop(walker);
+        let (did, written) = scribe.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        *walked = did;
+        // Where writing failed, preparing did so only because of that.
+        written?;
         prepared
-    });
-    let failed = scribe.has_failed();
-    let (did, written) = scribe.finish();
-    *walked = did;
-    match (prepared, written) {
-        // Where writing failed, preparing did so only because of that; if not, the last sync was not the cause.
-        (prepared, Err(e)) if failed || matches!(prepared, Ok(()) | Err(WalkError::Stop)) => Err(e.into()),
-        (prepared, _) => prepared,
-    }
+    })
 }
 
-fn start<'scope>(
-    scope: &'scope Scope<'scope, '_>,
-    device: &dyn Device,
-    work: impl FnOnce() + Send + 'scope,
-) -> Result<ScopedJoinHandle<'scope, ()>, WalkError> {
-    let started = std::thread::Builder::new().spawn_scoped(scope, work);
-    Ok(started.map_err(|source| DeviceError::no_thread(device, source))?)
-}
-
-/// Releases all who wait for orders to be carried out.
-struct Abandon<'a>(&'a Milestone);
-
-impl Drop for Abandon<'_> {
-    fn drop(&mut self) {
-        self.0.abandon();
-    }
-}
-
-/// Ends all writing when a writer panics; one that merely has nothing more to do leaves the others at work.
-struct CloseOnPanic<'a, 'b>(&'a Scribe<'b>);
-
-impl Drop for CloseOnPanic<'_, '_> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.close();
-        }
-    }
-}
-
-/// Batches that are being made or written at the same time: one is made, one waits.
-pub(crate) const BUFFERS: usize = WRITERS + 2;
-/// Batches that are planned at the same time: the sources of all but the one being made are being read.
-const AHEAD: usize = READERS + 1;
+/// Batches that are being made or written at the same time: one is made, one written, one waits.
+const BUFFERS: usize = 3;
 
 struct Walker<'a> {
+    device: &'a dyn Device,
     delta: &'a Delta,
     placement: Placement<'a>,
     steps: StepReader,
     differences: DifferenceReader,
     literals: StreamReader,
-    /// Batches whose sources are being read, in order.
-    ahead: VecDeque<Planned<'a>>,
-    reading: ReadingRoom<'a>,
+    step_list: Vec<Step>,
+    sources: SourceBuffer,
     desk: Desk<'a>,
 }
 
-/// A batch whose place in the order is known.
-struct Planned<'a> {
-    index: u64,
-    batch: &'a Batch,
-    redo: bool,
-    steps: Vec<Step>,
-    /// Where the bytes of the steps that read lie: byte on the target, and number of bytes.
-    pieces: Vec<(u64, u64)>,
-    loaded: Option<Receiver<Result<SourceBuffer, DeviceError>>>,
+/// What has been handed over to be written.
+struct Desk<'a> {
+    to_write: SyncSender<Order<'a>>,
+    to_reuse: Receiver<Option<AlignedBuffer>>,
+    /// The extents of what may not be written yet, in order.
+    underway: VecDeque<&'a [Extent]>,
+    buffers: Vec<AlignedBuffer>,
+    made: usize,
 }
+
+/// The writer has given up; it knows why.
+struct Gone;
 
 impl From<Gone> for WalkError {
     fn from(Gone: Gone) -> Self {
@@ -187,23 +137,33 @@ impl From<Gone> for WalkError {
     }
 }
 
-/// What has been handed over to be written.
-struct Desk<'a> {
-    to_write: SyncSender<Order<'a>>,
-    to_reuse: Receiver<AlignedBuffer>,
-    buffers: Vec<AlignedBuffer>,
-    made: usize,
-}
-
 impl<'a> Desk<'a> {
     fn hand_over(&mut self, batch: &'a Batch, extents: &'a [Extent], work: Work) -> Result<(), Gone> {
+        self.underway.push_back(extents);
         self.to_write.send(Order { batch, extents, work }).map_err(|_| Gone)
     }
 
+    /// Waits until nothing is underway to these blocks, so that they can be read.
+    fn settle(&mut self, blocks: &[Extent]) -> Result<(), Gone> {
+        while let Ok(buffer) = self.to_reuse.try_recv() {
+            self.written(buffer);
+        }
+        while self.underway.iter().any(|extents| have_common(extents, blocks)) {
+            let buffer = self.to_reuse.recv().map_err(|_| Gone)?;
+            self.written(buffer);
+        }
+        Ok(())
+    }
+
+    fn written(&mut self, buffer: Option<AlignedBuffer>) {
+        self.underway.pop_front();
+        self.buffers.extend(buffer);
+    }
+
     fn buffer(&mut self, len: usize) -> Result<AlignedBuffer, Gone> {
-        self.buffers.extend(self.to_reuse.try_iter());
-        if self.buffers.is_empty() && self.made == BUFFERS {
-            self.buffers.push(self.to_reuse.recv().map_err(|_| Gone)?);
+        while self.buffers.is_empty() && self.made == BUFFERS {
+            let buffer = self.to_reuse.recv().map_err(|_| Gone)?;
+            self.written(buffer);
         }
         let mut buffer = self.buffers.pop().unwrap_or_else(|| {
             self.made += 1;
@@ -216,96 +176,73 @@ impl<'a> Desk<'a> {
 
 impl<'a> Walker<'a> {
     fn all(&mut self, redo: &[bool], stop: &AtomicBool, monitor: &dyn Monitor) -> Result<(), WalkError> {
-        let mut to_plan = (0u64..).zip(self.delta.table.batches()).zip(redo);
-        loop {
+        let delta = self.delta;
+        for ((index, batch), redo) in (0u64..).zip(delta.table.batches()).zip(redo) {
             if stop.load(Ordering::Relaxed) {
                 return Err(WalkError::Stop);
             }
-            while self.ahead.len() < AHEAD
-                && let Some(((index, batch), redo)) = to_plan.next()
-            {
-                let planned = self.plan(index, batch, *redo)?;
-                self.ahead.push_back(planned);
+            self.batch(index, batch, *redo)?;
+            if !redo {
+                monitor.advance(delta.table.written_bytes(batch, delta.header.new.len));
             }
-            let Some(planned) = self.ahead.pop_front() else { return Ok(()) };
-            if !planned.redo {
-                monitor.advance(self.delta.table.written_bytes(planned.batch, self.delta.header.new.len));
-            }
-            self.carry_out(planned)?;
         }
+        Ok(())
     }
 
-    /// Finds out where the sources of a batch lie when its turn comes, and has them read.
-    fn plan(&mut self, index: u64, batch: &'a Batch, redo: bool) -> Result<Planned<'a>, WalkError> {
+    fn batch(&mut self, index: u64, batch: &'a Batch, redo: bool) -> Result<(), WalkError> {
         let missing = |block| DeltaError::Rule { rule: "source", batch: index, block };
         let extents = self.delta.table.extents(batch);
-        let mut planned = Planned { index, batch, redo, steps: Vec::new(), pieces: Vec::new(), loaded: None };
         let sources = match batch.kind {
             BatchKind::Zero => Sources::default(),
             BatchKind::Save => self.placement.save_sources(self.delta.table.saved(batch)).map_err(missing)?,
             BatchKind::Data => {
-                self.steps.read_batch(extents, &mut planned.steps)?;
-                let pieces = &mut planned.pieces;
-                let keep = |piece: &Piece| {
-                    if redo {
-                        pieces.push((piece.physical, piece.len))
-                    }
-                };
-                self.placement.sources_in_pieces(&planned.steps, keep).map_err(missing)?
+                self.steps.read_batch(extents, &mut self.step_list)?;
+                self.placement.sources(&self.step_list).map_err(missing)?
             }
         };
-        // The rules were checked before; this keeps track of where old bytes lie.
-        self.placement.advance(index, &self.delta.table, batch, &sources)?;
-        if redo && batch.kind != BatchKind::Zero {
-            planned.loaded = Some(self.reading.request(sources)?);
-        }
-        if redo || batch.barrier {
-            self.reading.note_order(if redo { extents } else { &[] });
-        }
-        Ok(planned)
-    }
-
-    fn carry_out(&mut self, planned: Planned<'a>) -> Result<(), WalkError> {
-        let Planned { batch, redo, .. } = planned;
-        let extents = self.delta.table.extents(batch);
         if redo {
             let work = match batch.kind {
                 BatchKind::Zero => Work::Zeros,
-                BatchKind::Save | BatchKind::Data => Work::Bytes(self.make(planned)?),
+                BatchKind::Save => Work::Bytes(self.make(index, batch, &sources, Self::make_save)?),
+                BatchKind::Data => Work::Bytes(self.make(index, batch, &sources, Self::make_data)?),
             };
             self.desk.hand_over(batch, extents, work)?;
-            return Ok(());
+        } else {
+            if batch.barrier {
+                self.desk.hand_over(batch, &[], Work::Nothing)?;
+            }
+            if batch.kind == BatchKind::Data {
+                self.skip_steps()?;
+            }
         }
-        if batch.barrier {
-            self.desk.hand_over(batch, &[], Work::Nothing)?;
-        }
-        self.skip_steps(&planned.steps)
+        // The rules were checked before; this keeps track of where old bytes lie.
+        self.placement.advance(index, &self.delta.table, batch, &sources)?;
+        Ok(())
     }
 
     /// Makes the bytes of a batch; they are the right ones.
-    fn make(&mut self, planned: Planned<'_>) -> Result<AlignedBuffer, WalkError> {
-        // Those who read end early only where the writer did.
-        let loaded = planned.loaded.as_ref().and_then(|loaded| loaded.recv().ok()).ok_or(Gone)?;
-        let sources = loaded?;
-        let batch = planned.batch;
+    fn make(
+        &mut self,
+        index: u64,
+        batch: &Batch,
+        sources: &Sources,
+        fill: impl FnOnce(&mut Self, u64, &Batch, &mut [u8]) -> Result<(), WalkError>,
+    ) -> Result<AlignedBuffer, WalkError> {
+        self.desk.settle(&sources.blocks)?;
+        self.sources.load(self.device, sources)?;
         let len = self.delta.table.written_bytes(batch, self.delta.header.new.len);
         let mut output = self.desk.buffer(len as usize)?;
-        if batch.kind == BatchKind::Save {
-            self.make_save(batch, &sources, &mut output)?;
-        } else {
-            self.make_data(&planned, &sources, &mut output)?;
-        }
-        self.reading.buffers.push(sources);
+        fill(self, index, batch, &mut output)?;
         if crc32fast::hash(&output) != batch.crc {
             let offset = self.delta.table.extents(batch).first().map_or(0, |e| e.start * BLOCK);
-            return Err(WalkError::WrongResult { batch: planned.index, offset });
+            return Err(WalkError::WrongResult { batch: index, offset });
         }
         Ok(output)
     }
 
     /// Passes over the columns of a batch that is done.
-    fn skip_steps(&mut self, steps: &[Step]) -> Result<(), WalkError> {
-        for step in steps {
+    fn skip_steps(&mut self) -> Result<(), WalkError> {
+        for step in &self.step_list {
             if step.kind == StepKind::Literal {
                 self.literals.skip(step.len)?;
             } else if step.kind.adds() {
@@ -315,43 +252,58 @@ impl<'a> Walker<'a> {
         Ok(())
     }
 
-    fn make_save(&self, batch: &Batch, sources: &SourceBuffer, output: &mut [u8]) -> Result<(), WalkError> {
+    fn make_save(&mut self, _: u64, batch: &Batch, output: &mut [u8]) -> Result<(), WalkError> {
         output.fill(0);
-        let mut result = Ok(());
+        let sources = &self.sources;
+        let mut complete = true;
         // Saves read at home, so the logical offset is the physical one.
         fill_save(self.delta.table.saved(batch), output, |range, target| {
-            if result.is_ok() {
-                result = sources.copy(range.start, target);
-            }
+            complete &= sources.copy(range.start, target).is_some();
         });
-        Ok(result?)
+        if complete { Ok(()) } else { Err(DeltaError::Malformed("a save reads what it does not announce").into()) }
     }
 
-    fn make_data(&mut self, planned: &Planned<'_>, sources: &SourceBuffer, output: &mut [u8]) -> Result<(), WalkError> {
+    fn make_data(&mut self, index: u64, _: &Batch, output: &mut [u8]) -> Result<(), WalkError> {
         self.differences.start_batch();
-        let mut pieces = planned.pieces.iter();
-        let mut rest = output;
-        for step in &planned.steps {
-            let (target, others) = std::mem::take(&mut rest).split_at_mut(step.len as usize);
-            rest = others;
-            if step.kind == StepKind::Zero {
-                target.fill(0);
-            } else if step.kind == StepKind::Literal {
-                self.literals.fill(target)?;
-            } else {
-                let mut filled = 0;
-                while filled < target.len()
-                    && let Some((physical, len)) = pieces.next()
-                {
-                    let end = filled + *len as usize;
-                    sources.copy(*physical, &mut target[filled..end])?;
-                    filled = end;
-                }
-                if step.kind.adds() {
-                    self.differences.add_to(step.src, step.dst, target)?;
+        let mut at = 0;
+        for step in &self.step_list {
+            let target = &mut output[at..at + step.len as usize];
+            at += step.len as usize;
+            match step.kind.space() {
+                None if step.kind == StepKind::Zero => target.fill(0),
+                None => self.literals.fill(target)?,
+                Some(space) => {
+                    let (mut filled, mut complete) = (0, true);
+                    let sources = &self.sources;
+                    let located = self.placement.locate(space, step.src..step.src + step.len, |piece| {
+                        let part = &mut target[filled..filled + piece.len as usize];
+                        complete &= sources.copy(piece.physical, part).is_some();
+                        filled += piece.len as usize;
+                    });
+                    located.map_err(|block| DeltaError::Rule { rule: "source", batch: index, block })?;
+                    if !complete {
+                        return Err(DeltaError::Malformed("a step reads what its batch does not announce").into());
+                    }
+                    if step.kind.adds() {
+                        self.differences.add_to(step.src, step.dst, target)?;
+                    }
                 }
             }
         }
         Ok(())
     }
+}
+
+/// Whether two lists of extents, both ascending, have a block in common.
+fn have_common(mut a: &[Extent], mut b: &[Extent]) -> bool {
+    while let ([x, rest_a @ ..], [y, rest_b @ ..]) = (a, b) {
+        if x.end() <= y.start {
+            a = rest_a;
+        } else if y.end() <= x.start {
+            b = rest_b;
+        } else {
+            return true;
+        }
+    }
+    false
 }

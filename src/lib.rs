@@ -14,7 +14,6 @@ pub mod image;
 pub mod info;
 pub mod judge;
 pub mod matcher;
-mod milestone;
 pub mod monitor;
 pub mod output;
 mod parallel;

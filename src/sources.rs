@@ -1,21 +1,19 @@
-//! The source blocks of a batch, read into memory in few large reads, by threads that read ahead of the walk.
+//! The source blocks of a batch, read into memory: few large reads, several at a time.
 
-use crate::delta::DeltaError;
 use crate::delta::placement::Sources;
 use crate::device::{AlignedBuffer, Device, DeviceError};
-use crate::milestone::{Gone, Milestone};
 use crate::units::{BLOCK, Extent};
-use std::collections::VecDeque;
-use std::sync::mpsc::{Receiver, Sender, SyncSender, sync_channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Blocks that are not wanted but read all the same, where that saves a read: on loop devices, disks and sticks alike a
 /// read of its own costs about as much time as 32 KiB more of the one before.
 const GAP: u64 = 8;
 /// All such blocks of a batch: bounds the memory beyond what the delta announces.
-const GAPS_MOST: u64 = 64;
-/// Batches whose sources are read at the same time: hides what each read waits.
-pub(crate) const READERS: usize = 2;
+const GAPS_MOST: u64 = 256;
+/// Reads under way at the same time: hides what each of them waits.
+const READERS: usize = 4;
+/// A batch with fewer reads is not worth the threads.
+const FEW: usize = 8;
 
 /// What a batch reads, in memory.
 pub(crate) struct SourceBuffer {
@@ -32,11 +30,11 @@ impl SourceBuffer {
         Self { end, runs: Vec::new(), bytes: AlignedBuffer::default() }
     }
 
-    /// Reads `blocks` (ascending, merged), all that a batch reads.
-    pub fn load(&mut self, device: &dyn Device, blocks: &[Extent]) -> Result<(), DeviceError> {
+    /// Reads all sources of a batch.
+    pub fn load(&mut self, device: &dyn Device, sources: &Sources) -> Result<(), DeviceError> {
         self.runs.clear();
         let mut gaps = 0;
-        for extent in blocks {
+        for extent in &sources.blocks {
             match self.runs.last_mut() {
                 Some((run, _)) if extent.start - run.end() <= GAP.min(GAPS_MOST - gaps) => {
                     gaps += extent.start - run.end();
@@ -51,86 +49,20 @@ impl SourceBuffer {
             at += (run.count * BLOCK) as usize;
         }
         self.bytes.resize(at);
-        Reading { device, wanted: blocks, end: self.end }.runs(&self.runs, &mut self.bytes)
+        let reading = Reading { device, wanted: &sources.blocks, end: self.end };
+        reading.runs(&self.runs, &mut self.bytes)
     }
 
-    /// Copies bytes from where they physically lie.
-    ///
-    /// # Errors
-    /// A delta whose steps read what their batch does not announce.
-    pub fn copy(&self, physical: u64, target: &mut [u8]) -> Result<(), DeltaError> {
-        let unannounced = DeltaError::Malformed("a step reads what its batch does not announce");
-        let i = self.runs.partition_point(|(run, _)| run.start * BLOCK <= physical).checked_sub(1);
-        let Some((run, at)) = i.and_then(|i| self.runs.get(i)) else { return Err(unannounced) };
+    /// Copies bytes from where they physically lie; `None` if they were not loaded.
+    pub fn copy(&self, physical: u64, target: &mut [u8]) -> Option<()> {
+        let i = self.runs.partition_point(|(run, _)| run.start * BLOCK <= physical).checked_sub(1)?;
+        let (run, at) = self.runs.get(i)?;
         if physical + target.len() as u64 > run.end() * BLOCK {
-            return Err(unannounced);
+            return None;
         }
         let start = at + (physical - run.start * BLOCK) as usize;
-        target.copy_from_slice(self.bytes.get(start..start + target.len()).ok_or(unannounced)?);
-        Ok(())
-    }
-}
-
-/// What is to be read for a batch.
-pub(crate) struct ReadJob {
-    /// Ascending, merged.
-    pub blocks: Vec<Extent>,
-    /// Orders that must have been carried out before: they write these blocks.
-    pub after: u64,
-    pub buffer: SourceBuffer,
-    /// Where the buffer goes then.
-    pub loaded: SyncSender<Result<SourceBuffer, DeviceError>>,
-}
-
-/// Does jobs until there are no more, or until what they wait for will not happen.
-pub(crate) fn read_jobs(device: &dyn Device, jobs: &Mutex<Receiver<ReadJob>>, written: &Milestone) {
-    loop {
-        let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(ReadJob { blocks, after, mut buffer, loaded }) = job else { return };
-        if !written.wait_for(after) {
-            return;
-        }
-        let result = buffer.load(device, &blocks);
-        let _ = loaded.send(result.map(|()| buffer)); // the other side may have given up
-    }
-}
-
-/// What is being read.
-pub(crate) struct ReadingRoom<'a> {
-    to_read: Sender<ReadJob>,
-    written: &'a Milestone,
-    /// Orders that write, with their numbers from 1, that may not be carried out yet.
-    underway: VecDeque<(u64, &'a [Extent])>,
-    orders: u64,
-    /// Where the target ends.
-    end: u64,
-    /// Not in use.
-    pub buffers: Vec<SourceBuffer>,
-}
-
-impl<'a> ReadingRoom<'a> {
-    pub fn new(to_read: Sender<ReadJob>, written: &'a Milestone, end: u64) -> Self {
-        Self { to_read, written, underway: VecDeque::new(), orders: 0, end, buffers: Vec::new() }
-    }
-
-    /// Has the sources of a batch read, when all orders so far that write them are done.
-    pub fn request(&mut self, sources: Sources) -> Result<Receiver<Result<SourceBuffer, DeviceError>>, Gone> {
-        let clash = |(_, extents): &&(u64, &[Extent])| have_common(extents, &sources.blocks);
-        let after = self.underway.iter().rev().find(clash).map_or(0, |(number, _)| *number);
-        let buffer = self.buffers.pop().unwrap_or_else(|| SourceBuffer::new(self.end));
-        let (loaded, result) = sync_channel(1);
-        self.to_read.send(ReadJob { blocks: sources.blocks, after, buffer, loaded }).map_err(|_| Gone)?;
-        Ok(result)
-    }
-
-    /// An order will be handed over that writes `extents`.
-    pub fn note_order(&mut self, extents: &'a [Extent]) {
-        self.orders += 1;
-        self.underway.push_back((self.orders, extents));
-        let reached = self.written.reached();
-        while self.underway.front().is_some_and(|(number, _)| *number <= reached) {
-            self.underway.pop_front();
-        }
+        target.copy_from_slice(self.bytes.get(start..start + target.len())?);
+        Some(())
     }
 }
 
@@ -144,8 +76,36 @@ struct Reading<'a> {
 }
 
 impl Reading<'_> {
-    /// Reads runs into `bytes`, which they fill.
+    /// Reads runs into `bytes`, which they fill; many of them by several threads.
     fn runs(self, runs: &[(Extent, usize)], bytes: &mut [u8]) -> Result<(), DeviceError> {
+        if runs.len() < FEW {
+            return self.some(runs, bytes);
+        }
+        let share = runs.len().div_ceil(READERS);
+        std::thread::scope(|scope| {
+            let mut rest = bytes;
+            let mut readers = Vec::new();
+            for runs in runs.chunks(share) {
+                let len: u64 = runs.iter().map(|(run, _)| run.count * BLOCK).sum();
+                let (mine, others) = std::mem::take(&mut rest).split_at_mut(len as usize);
+                rest = others;
+                // Where no thread can be had, its share is read here.
+                let mine = Mutex::new(mine);
+                let share = Arc::new(move || self.some(runs, &mut mine.lock().unwrap_or_else(PoisonError::into_inner)));
+                let theirs = Arc::clone(&share);
+                match std::thread::Builder::new().spawn_scoped(scope, move || theirs()) {
+                    Ok(reader) => readers.push(reader),
+                    Err(_) => share()?,
+                }
+            }
+            let results =
+                readers.into_iter().map(|r| r.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+            results.fold(Ok(()), Result::and)
+        })
+    }
+
+    /// Reads runs one after the other.
+    fn some(self, runs: &[(Extent, usize)], bytes: &mut [u8]) -> Result<(), DeviceError> {
         let mut rest = bytes;
         for (run, _) in runs {
             let (mine, others) = std::mem::take(&mut rest).split_at_mut((run.count * BLOCK) as usize);
@@ -165,27 +125,11 @@ impl Reading<'_> {
         Ok(())
     }
 
-    /// Reads whole blocks. Behind the target's end zeros follow.
+    /// Reads whole blocks. The image's last block may be short; behind it there is nothing to read.
     fn blocks(self, extent: Extent, bytes: &mut [u8]) -> Result<(), DeviceError> {
         let range = extent.bytes(self.end);
-        let (there, behind) = bytes.split_at_mut((range.end - range.start) as usize);
-        behind.fill(0);
-        if there.is_empty() { Ok(()) } else { self.device.read(range.start, there) }
+        self.device.read(range.start, &mut bytes[..(range.end - range.start) as usize])
     }
-}
-
-/// Whether two lists of extents, both ascending, have a block in common.
-fn have_common(mut a: &[Extent], mut b: &[Extent]) -> bool {
-    while let ([x, rest_a @ ..], [y, rest_b @ ..]) = (a, b) {
-        if x.end() <= y.start {
-            a = rest_a;
-        } else if y.end() <= x.start {
-            b = rest_b;
-        } else {
-            return true;
-        }
-    }
-    false
 }
 
 #[cfg(test)]
@@ -200,13 +144,14 @@ mod tests {
         let blocks: Vec<Extent> = [(0, 1), (3, 2), (20, 1), (22, 1), (40, 5), (60, 1), (90, 1), (120, 3), (199, 1)]
             .map(|(start, count)| Extent { start, count })
             .to_vec();
+        let sources = Sources { blocks: blocks.clone(), ..Sources::default() };
         let mut buffer = SourceBuffer::new(200 * BLOCK);
-        buffer.load(&device, &blocks).unwrap();
+        buffer.load(&device, &sources).unwrap();
         for block in blocks.iter().flat_map(|extent| extent.start..extent.end()) {
             let mut found = [0; BLOCK as usize];
             buffer.copy(block * BLOCK, &mut found).unwrap();
             assert!(found.iter().all(|byte| u64::from(*byte) == block), "block {block}");
         }
-        assert!(buffer.copy(50 * BLOCK, &mut [0]).is_err());
+        assert_eq!(buffer.copy(50 * BLOCK, &mut [0]), None);
     }
 }

@@ -3,7 +3,6 @@
 
 mod meddled;
 mod operations;
-mod overlap;
 mod stick;
 
 use blkpatch::device::Device;
