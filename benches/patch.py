@@ -37,7 +37,11 @@ class Loop:
         sh("sync")
         option = "on" if direct else "off"
         self.device = sh("losetup", "-f", "--show", f"--direct-io={option}", self.file)
-        sh("dd", f"if={self.device}", "of=/dev/null", "bs=4M", "iflag=direct")
+        try:
+            sh("dd", f"if={self.device}", "of=/dev/null", "bs=4M", "iflag=direct")
+        except BaseException:
+            self.__exit__()
+            raise
 
     def __enter__(self):
         return self.device

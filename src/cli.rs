@@ -47,6 +47,16 @@ pub enum Verb {
             Example:\n  sudo blkpatch patch update.delta /dev/sdX"
     )]
     Patch(PatchArgs),
+    /// Make a device hold an image, writing only the blocks that differ
+    #[command(
+        after_help = "Where the image is at hand, no delta is needed. What is right already is not\nwritten, what is written \
+            is read back and compared. After an interruption run\nthe same command again.\n\n\
+            Exit codes: 0 done, or already equal; 1 refused or failed, target untouched;\n2 usage; 3 stopped after writing \
+            began.\n\n\
+            Examples:\n  sudo blkpatch sync v2.img /dev/sdX\n  sudo blkpatch sync v2.img.xz /dev/sdX\n  \
+            ssh server cat v2.img.zst | sudo blkpatch sync - /dev/sdX"
+    )]
+    Sync(SyncArgs),
     /// Say which image a device holds: new, old, convertible or neither
     #[command(after_help = "Exit code: 0 new, 10 old, 11 convertible (neither, but 'patch' gives the new\nimage), \
             12 neither; 1 for a failure.\n\nExample:\n  sudo blkpatch verify update.delta /dev/sdX")]
@@ -111,6 +121,18 @@ pub struct PatchArgs {
     /// Refuse deltas that need more memory than this, such as 64M
     #[arg(long, default_value = "1G", value_parser = parse_size, value_name = "SIZE")]
     pub memory_limit: u64,
+}
+
+/// Arguments of `sync`.
+#[derive(Debug, Args)]
+pub struct SyncArgs {
+    /// The image: a file, also one compressed by gzip, xz or zstd, a block device, or - for standard input
+    pub image: PathBuf,
+    /// The block device, or the image file, that is to hold it; a file gets the image's length
+    pub target: PathBuf,
+    /// Say how much would be written, but write nothing
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// Arguments of `verify`.

@@ -123,6 +123,26 @@ pub enum Error {
         /// Why.
         why: String,
     },
+    /// The image, or what it holds, failed before anything was written.
+    #[error("{why}.\nNothing was written. {next}")]
+    Image {
+        /// What happened, and where.
+        why: String,
+        /// What to do.
+        next: &'static str,
+    },
+    /// `sync` stopped after writing began.
+    #[error("{name}: stopped {written}: {why}.\nThe target holds neither what it held before nor the image. {next}")]
+    Unfinished {
+        /// The target.
+        name: String,
+        /// How much had been written, for people.
+        written: String,
+        /// Why.
+        why: String,
+        /// What to do.
+        next: &'static str,
+    },
     /// The target cannot be made right by this delta any more.
     #[error("{name} is damaged: {why}.\nThis delta cannot repair it: write the full new image, for example with dd")]
     Damaged {
@@ -142,20 +162,29 @@ impl Error {
 
     /// A failure after `written` bytes were written to the target.
     pub(crate) fn stopped(name: String, written: u64, why: &dyn std::fmt::Display) -> Self {
-        let written = match written {
-            0 => "as writing began".into(),
-            bytes => format!("after {} had been written", human(bytes)),
-        };
-        Self::Stopped { name, written, why: why.to_string() }
+        Self::Stopped { name, written: so_far(written), why: why.to_string() }
+    }
+
+    /// A failure of `sync` after `written` bytes were written to the target.
+    pub(crate) fn unfinished(name: String, written: u64, why: String, next: &'static str) -> Self {
+        Self::Unfinished { name, written: so_far(written), why, next }
     }
 
     /// The program's exit code for this failure.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Stopped { .. } => exit::STOPPED,
+            Self::Stopped { .. } | Self::Unfinished { .. } => exit::STOPPED,
             Self::Damaged { .. } => exit::DAMAGED,
             _ => exit::REFUSED,
         }
+    }
+}
+
+/// How much had been written, for people.
+fn so_far(written: u64) -> String {
+    match written {
+        0 => "as writing began".into(),
+        bytes => format!("after {} had been written", human(bytes)),
     }
 }

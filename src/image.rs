@@ -19,9 +19,10 @@ pub struct Image {
 }
 
 /// Length, modification and change time (seconds, nanoseconds).
-type Stamp = (u64, (i64, i64), (i64, i64));
+pub(crate) type Stamp = (u64, (i64, i64), (i64, i64));
 
-fn stamp(path: &Path) -> Option<Stamp> {
+/// What tells whether a regular file is written; `None` for anything else.
+pub(crate) fn stamp(path: &Path) -> Option<Stamp> {
     let meta = std::fs::metadata(path).ok()?;
     let times = ((meta.mtime(), meta.mtime_nsec()), (meta.ctime(), meta.ctime_nsec()));
     meta.is_file().then_some((meta.len(), times.0, times.1))

@@ -25,6 +25,7 @@ pub mod sign;
 pub mod signature;
 mod sources;
 mod sweep;
+pub mod sync;
 pub mod target;
 pub mod units;
 mod untouched;

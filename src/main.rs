@@ -10,6 +10,7 @@ use blkpatch::info::info;
 use blkpatch::patch::{PatchOptions, patch};
 use blkpatch::sign::sign;
 use blkpatch::signature::Shape;
+use blkpatch::sync::{SyncOptions, sync};
 use blkpatch::target::Verify;
 use blkpatch::verify::{exit_code, verify};
 use clap::Parser;
@@ -25,13 +26,13 @@ fn main() -> ExitCode {
     allocator::return_freed_memory();
     // clap exits by itself: 2 for wrong usage, 0 for help and version.
     let cli = Cli::parse();
-    let patches = matches!(cli.verb, Verb::Patch(_));
+    let writes = matches!(cli.verb, Verb::Patch(_) | Verb::Sync(_));
     match run(cli) {
         Ok(code) => ExitCode::from(code),
         Err(e) => {
             report::complain(&format!("blkpatch: {e}"));
             // What concerns other files than the target is found before that is written.
-            if patches && matches!(e, Error::Io { .. } | Error::Unusable { .. }) {
+            if writes && matches!(e, Error::Io { .. } | Error::Unusable { .. }) {
                 report::complain("Nothing was written.");
             }
             ExitCode::from(e.exit_code())
@@ -60,11 +61,18 @@ fn run(cli: Cli) -> Result<u8, Error> {
             Ok(exit::DONE)
         }
         Verb::Patch(args) => {
-            let stop = stop_on_signal(terminal.writing_flag());
+            let stop = stop_on_signal(terminal.writing_flag(), PATCH_STOPPED);
             let (verify, dry_run) = (verify_mode(args.verify), args.dry_run);
             let options = PatchOptions { verify, dry_run, memory_limit: args.memory_limit };
             let done = patch(&args.delta, &args.target, &options, &stop, &terminal)?;
             report::patch(&terminal, &args.target, &done, dry_run, verify);
+            Ok(exit::DONE)
+        }
+        Verb::Sync(args) => {
+            let stop = stop_on_signal(terminal.writing_flag(), SYNC_STOPPED);
+            let options = SyncOptions { dry_run: args.dry_run };
+            let done = sync(&args.image, &args.target, &options, &stop, &terminal)?;
+            report::sync(&terminal, &args.target, &done, args.dry_run);
             Ok(exit::DONE)
         }
         Verb::Verify(args) => {
@@ -88,8 +96,15 @@ fn verify_mode(arg: VerifyArg) -> Verify {
     }
 }
 
+/// What to say when a second signal ends `patch` after writing began.
+const PATCH_STOPPED: &str = "The target is between the old and the new image. Run the same command again, with this same \
+                             delta file, to finish";
+/// The same for `sync`.
+const SYNC_STOPPED: &str =
+    "The target holds neither what it held before nor the image. Run the same command again to finish";
+
 /// SIGINT and SIGTERM stop at the next safe point; a second one ends the program at once.
-fn stop_on_signal(writing: Arc<AtomicBool>) -> Arc<AtomicBool> {
+fn stop_on_signal(writing: Arc<AtomicBool>, between: &'static str) -> Arc<AtomicBool> {
     let stop = Arc::new(AtomicBool::new(false));
     let asked = Arc::clone(&stop);
     // Where handlers or a thread cannot be had, a signal ends the program at once, which is safe as well.
@@ -98,12 +113,8 @@ fn stop_on_signal(writing: Arc<AtomicBool>) -> Arc<AtomicBool> {
             for _ in signals.forever() {
                 if asked.swap(true, Ordering::SeqCst) {
                     let begun = writing.load(Ordering::SeqCst);
-                    report::complain(if begun {
-                        "blkpatch: stopped at once.\nThe target is between the old and the new image. Run the same \
-                         command again, with this same delta file, to finish"
-                    } else {
-                        "blkpatch: stopped at once.\nNothing was written."
-                    });
+                    let state = if begun { between } else { "Nothing was written." };
+                    report::complain(&format!("blkpatch: stopped at once.\n{state}"));
                     std::process::exit(if begun { exit::STOPPED } else { exit::REFUSED }.into());
                 }
             }

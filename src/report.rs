@@ -5,6 +5,7 @@ use blkpatch::info::{ImageInfo, Info};
 use blkpatch::monitor::Monitor;
 use blkpatch::patch::{PatchReport, describe};
 use blkpatch::sign::SignReport;
+use blkpatch::sync::SyncReport;
 use blkpatch::target::{State, Verify};
 use blkpatch::units::{BLOCK, human};
 use std::fmt::Write as _;
@@ -114,6 +115,30 @@ pub fn patch(terminal: &Terminal, target: &Path, done: &PatchReport, dry_run: bo
             done.elapsed.as_secs_f64()
         )),
     }
+}
+
+/// What `sync` did.
+pub fn sync(terminal: &Terminal, target: &Path, done: &SyncReport, dry_run: bool) {
+    let target = target.display();
+    let (compared, blocks, bytes) = (done.compared, done.differing.div_ceil(BLOCK), done.differing);
+    let length = match (done.resized_from, dry_run) {
+        (None, _) => String::new(),
+        (Some(len), true) => format!(", its length would be set from {len} to {compared} bytes"),
+        (Some(len), false) => format!(", its length was set from {len} to {compared} bytes"),
+    };
+    let all = format!("{compared} bytes compared");
+    let time = format!("{:.1} s", done.elapsed.as_secs_f64());
+    let text = match (bytes, dry_run) {
+        (0, _) if done.resized_from.is_some() => format!("{target} differs only in its length: {all}{length}"),
+        (0, true) => format!("{target} already holds the image: {all}, nothing would be written"),
+        (0, false) => format!("{target} already holds the image: {all}, nothing was written, {time}"),
+        (_, true) => format!("{target} differs: {all}, {blocks} blocks, {bytes} bytes would be written{length}"),
+        (_, false) => format!(
+            "{target} now holds the image, checked by reading it back: {all}, {blocks} blocks, {bytes} bytes \
+             written{length}, {time}"
+        ),
+    };
+    terminal.say(&text);
 }
 
 /// What `verify` found: one word on standard output, the explanation on standard error.

@@ -30,6 +30,11 @@ pub(crate) fn whole(len: u64) -> Chunks<impl Fn(u64) -> Range<u64> + Sync> {
     Chunks { count: len.div_ceil(CHUNK), chunk: move |i: u64| i * CHUNK..len.min((i + 1) * CHUNK) }
 }
 
+/// Threads that read and work.
+pub(crate) fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get()).saturating_add(WAITING).min(MOST_THREADS)
+}
+
 /// Reads every chunk, lets `work` make something of it, on any thread, and gives that to `take`, in order. Behind the
 /// end of a target that can grow, zeros follow: that is what growing it yields.
 pub(crate) fn sweep<T: Send, F: Fn(u64) -> Range<u64> + Sync>(
@@ -39,7 +44,7 @@ pub(crate) fn sweep<T: Send, F: Fn(u64) -> Range<u64> + Sync>(
     work: impl Fn(u64, &mut [u8]) -> T + Sync,
     mut take: impl FnMut(T),
 ) -> Result<(), SurveyError> {
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).saturating_add(WAITING).min(MOST_THREADS);
+    let threads = threads();
     if chunks.count <= 1 {
         return sweep_few(device, chunks, stop, work, take); // threads would cost more than they win
     }

@@ -188,6 +188,40 @@ fn writes_that_fail() {
 }
 
 #[test]
+fn syncing_an_image_to_a_device_that_fails() {
+    if !faulty_devices("syncing to a device that fails") {
+        return;
+    }
+    let scene = chain_scene();
+    let (old, new) = (scene.read("old"), scene.read("new"));
+    let sync = |flaky: &Flaky| run(&[&"sync", &scene.path("new"), &flaky.device().path()]);
+    let io = |kind: &str, state: usize, i: usize| {
+        format!("event={kind}_aio,iotype={kind},state={state},sector={}", sector(i) + 3)
+    };
+    let flush = "event=flush_to_disk,iotype=flush,state=1".to_owned();
+    // The second read is for the check of what was written.
+    for (rule, code, what) in [
+        (io("read", 1, 3), 1, "reading"),
+        (io("write", 1, 7), 3, "writing"),
+        (flush, 3, "syncing"),
+        (io("read", 2, 7), 3, "reading"),
+    ] {
+        scene.write("backing", &old);
+        let flaky = Flaky::start(&scene, &format!("{rule},once=off"));
+        let said = sync(&flaky).code(code).says(what).says("Input/output error").says(&flaky.name());
+        said.says("the same command").says(if code == 1 { "Nothing was written" } else { "holds neither" });
+        drop(flaky);
+        if code == 1 {
+            assert_same(&scene.read("backing"), &old, "a device of which it is said that nothing was written");
+        }
+        let flaky = Flaky::start(&scene, "");
+        sync(&flaky).code(0);
+        drop(flaky);
+        assert_same(&scene.read("backing"), &new, &format!("after {rule}"));
+    }
+}
+
+#[test]
 fn zeroing_that_fails_is_replaced_by_writing_zeros() {
     if !faulty_devices("zeroing that fails") {
         return;

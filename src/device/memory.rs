@@ -70,6 +70,12 @@ impl Device for MemoryDevice {
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<(), DeviceError> {
         let mut bytes = self.lock();
+        if let Some(end) = usize::try_from(offset).ok().and_then(|start| start.checked_add(data.len()))
+            && self.resizable
+            && end > bytes.len()
+        {
+            bytes.resize(end, 0);
+        }
         let at = range(offset, data.len(), bytes.len()).ok_or_else(|| Self::outside("writing", offset, data.len()))?;
         bytes[at].copy_from_slice(data);
         Ok(())

@@ -9,12 +9,14 @@ mod buffer;
 mod file;
 mod memory;
 mod open;
+mod same;
 
 pub use block::BlockTarget;
 pub use buffer::AlignedBuffer;
 pub use file::FileTarget;
 pub use memory::MemoryDevice;
 pub use open::{Access, OpenError, open_target};
+pub use same::shared_storage;
 
 use std::io;
 
@@ -84,7 +86,7 @@ pub trait Device: Send + Sync {
     /// The first offset that could not be read.
     fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DeviceError>;
 
-    /// Writes all of `data` at `offset`: short writes are continued.
+    /// Writes all of `data` at `offset`: short writes are continued. A target that can be resized grows as needed.
     ///
     /// # Errors
     /// The first offset that may not have been written.

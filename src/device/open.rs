@@ -209,7 +209,7 @@ fn partition_start(rdev: u64) -> Option<u64> {
 }
 
 /// An attribute of a block device, where sysfs is mounted.
-fn sysfs(rdev: u64, attribute: &str) -> Option<String> {
+pub(super) fn sysfs(rdev: u64, attribute: &str) -> Option<String> {
     let (major, minor) = (rustix::fs::major(rdev), rustix::fs::minor(rdev));
     let text = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/{attribute}")).ok()?;
     Some(text.trim().to_owned())

@@ -1,0 +1,161 @@
+//! The image, from wherever it comes: it is taken in chunks, by several threads.
+
+use super::stream::{Format, Head, Stream};
+use super::trouble::Trouble;
+use super::work::End;
+use crate::device::{Access, AlignedBuffer, Device, open_target};
+use crate::error::Error;
+use crate::image::{Stamp, stamp};
+use crate::sweep::CHUNK;
+use std::fs::{File, Metadata};
+use std::io::IsTerminal;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A chunk of the image: a multiple of [`CHUNK`] is where it starts, and only the last one is shorter.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Piece {
+    pub offset: u64,
+    pub len: usize,
+    /// Nothing but zeros, which were not read: the buffer holds anything.
+    pub hole: bool,
+}
+
+/// Something that yields an image in chunks: the next one to whoever asks.
+pub(super) trait Source: Sync {
+    /// Fills the buffer with the next chunk; `None` behind the end.
+    fn next(&self, buffer: &mut AlignedBuffer) -> Result<Option<Piece>, Trouble>;
+
+    /// Bytes of the image that were taken so far; its length at the end.
+    fn taken(&self) -> u64;
+}
+
+/// A file or a device that holds the image as it is.
+struct Plain {
+    device: Box<dyn Device>,
+    len: u64,
+    next: AtomicU64,
+}
+
+impl Source for Plain {
+    fn next(&self, buffer: &mut AlignedBuffer) -> Result<Option<Piece>, Trouble> {
+        // It cannot overflow: every thread asks at most once behind the end.
+        let offset = self.next.fetch_add(CHUNK, Ordering::Relaxed);
+        if offset >= self.len {
+            return Ok(None);
+        }
+        let len = (self.len - offset).min(CHUNK);
+        let hole = self.device.is_hole(offset, len);
+        if !hole {
+            buffer.resize(len as usize);
+            self.device.read(offset, buffer).map_err(|e| Trouble::Image(e.to_string()))?;
+        }
+        Ok(Some(Piece { offset, len: len as usize, hole }))
+    }
+
+    fn taken(&self) -> u64 {
+        self.next.load(Ordering::Relaxed).min(self.len)
+    }
+}
+
+/// An image that is open.
+pub(super) struct Image<'a> {
+    pub name: String,
+    /// Its length, where it is known before it was read.
+    pub len: Option<u64>,
+    /// Its least length, as a compressed file tells it.
+    pub promised: Option<u64>,
+    pub source: Box<dyn Source + 'a>,
+    /// What it is, to compare with the target.
+    pub meta: Metadata,
+    path: PathBuf,
+    stamp: Option<Stamp>,
+}
+
+impl<'a> Image<'a> {
+    /// Opens a file, a block device, a pipe, or `-` for standard input, and recognises how it is packed.
+    pub fn open(path: &Path, end: &'a End<'a>) -> Result<Self, Error> {
+        if path == Path::new("-") {
+            return Self::from_standard_input(end);
+        }
+        let meta = std::fs::metadata(path).map_err(Error::io("open", path))?;
+        let kind = meta.file_type();
+        let why = match () {
+            () if kind.is_block_device() => return Self::plain(path, meta),
+            () if kind.is_file() || kind.is_fifo() => {
+                let stamp = stamp(path);
+                let file = File::open(path).map_err(Error::io("open", path))?;
+                let head = read_head(file, path, end)?;
+                let format = recognised(&head, path)?;
+                if format == Format::Plain && kind.is_file() {
+                    return Self::plain(path, meta);
+                }
+                return Self::stream(path, meta, head, format, stamp);
+            }
+            () if kind.is_dir() => "is a directory, not an image",
+            () => "is neither a file, a block device nor a pipe",
+        };
+        Err(Error::Unusable { path: path.to_owned(), why })
+    }
+
+    fn from_standard_input(end: &'a End<'a>) -> Result<Self, Error> {
+        let path = Path::new("standard input");
+        let input = std::io::stdin();
+        if input.is_terminal() {
+            return Err(Error::Unusable {
+                path: path.to_owned(),
+                why: "is a terminal: pipe an image into this command",
+            });
+        }
+        let file = File::from(input.as_fd().try_clone_to_owned().map_err(Error::io("open", path))?);
+        let meta = file.metadata().map_err(Error::io("read", path))?;
+        let head = read_head(file, path, end)?;
+        let format = recognised(&head, path)?;
+        Self::stream(path, meta, head, format, None)
+    }
+
+    fn stream(
+        path: &Path,
+        meta: Metadata,
+        head: Head<'a>,
+        format: Format,
+        stamp: Option<Stamp>,
+    ) -> Result<Self, Error> {
+        let name = path.display().to_string();
+        let promised = head.promised(format);
+        let stream: Stream<'a> = head.unpack(name.clone(), format).map_err(Error::io("unpack", path))?;
+        Ok(Self { name, len: None, promised, source: Box::new(stream), meta, path: path.to_owned(), stamp })
+    }
+
+    fn plain(path: &Path, meta: Metadata) -> Result<Self, Error> {
+        let stamp = stamp(path);
+        let device = open_target(path, Access::Read)?;
+        let len = device.len();
+        let source = Box::new(Plain { device, len, next: AtomicU64::new(0) });
+        let (name, path) = (path.display().to_string(), path.to_owned());
+        Ok(Self { name, len: Some(len), promised: None, source, meta, path, stamp })
+    }
+
+    /// Fails if a regular file was written since it was opened; devices and pipes cannot tell.
+    pub fn unchanged(&self) -> Result<(), Trouble> {
+        match self.stamp {
+            Some(then) if Some(then) != stamp(&self.path) => Err(Trouble::Changed(self.name.clone())),
+            _ => Ok(()),
+        }
+    }
+
+    /// The refusal of an image that holds nothing.
+    pub fn empty(&self) -> Error {
+        Error::Unusable { path: self.path.clone(), why: "holds no image: it is empty" }
+    }
+}
+
+fn read_head<'a>(file: File, path: &Path, end: &'a End<'a>) -> Result<Head<'a>, Error> {
+    Head::read(file, end).map_err(|e| if end.asked() { Error::Interrupted } else { Error::io("read", path)(e) })
+}
+
+fn recognised(head: &Head<'_>, path: &Path) -> Result<Format, Error> {
+    head.format().map_err(|why| Error::Unusable { path: path.to_owned(), why })
+}

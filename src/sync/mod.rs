@@ -1,0 +1,205 @@
+//! `sync`: the image is at hand, and no delta: writes only the blocks of a target that differ from it.
+//!
+//! The image is taken in chunks of 1 MiB by a few threads ([`work`]), from a file, a device or a stream that may be
+//! compressed ([`image`], [`stream`], [`length`]). What differs is written at once ([`blocks`]); a sync follows, and what was written
+//! is read back past the cache. Nothing needs to be remembered for a restart: what is right already is not written again.
+
+mod blocks;
+mod image;
+mod length;
+mod stream;
+mod trouble;
+mod work;
+
+use crate::device::{Access, Device, open_target, shared_storage};
+use crate::error::Error;
+use crate::monitor::Monitor;
+use crate::sweep::{Chunks, sweep};
+use crate::target::SurveyError;
+use blocks::Written;
+use image::Image;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use trouble::Trouble;
+use work::{End, Work};
+
+/// How to sync.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SyncOptions {
+    /// Only count what differs.
+    pub dry_run: bool,
+}
+
+/// What `sync` did.
+#[derive(Clone, Copy, Debug)]
+pub struct SyncReport {
+    /// The image's length: bytes that were compared.
+    pub compared: u64,
+    /// Bytes that differed, in whole blocks: all of them are written, unless this was a dry run.
+    pub differing: u64,
+    /// Length of a regular file before, if that is not the image's.
+    pub resized_from: Option<u64>,
+    /// Time taken.
+    pub elapsed: Duration,
+}
+
+/// Makes a target hold an image, writing only what differs. `image` may be a file, a block device, a pipe, or `-` for
+/// standard input, and files and streams may be compressed (gzip, xz, zstd).
+///
+/// # Errors
+/// [`Error`]; its exit code tells whether the target is untouched.
+pub fn sync(
+    image: &Path,
+    target: &Path,
+    options: &SyncOptions,
+    stop: &AtomicBool,
+    monitor: &dyn Monitor,
+) -> Result<SyncReport, Error> {
+    let start = Instant::now();
+    let end = End::new(stop);
+    let image = Image::open(image, &end)?;
+    refuse_itself(&image, target)?;
+    if image.len == Some(0) {
+        return Err(image.empty());
+    }
+    let device = open_target(target, if options.dry_run { Access::Inspect } else { Access::Write })?;
+    device.warnings().iter().for_each(|warning| monitor.note(warning));
+    let report = sync_device(&image, &*device, options, &end, monitor)?;
+    Ok(SyncReport { elapsed: start.elapsed(), ..report })
+}
+
+/// An image must not be written over itself.
+fn refuse_itself(image: &Image<'_>, target: &Path) -> Result<(), Error> {
+    let Ok(meta) = std::fs::metadata(target) else { return Ok(()) }; // opening it will tell
+    match shared_storage(&image.meta, &meta) {
+        None => Ok(()),
+        Some(how) => Err(Error::Image {
+            why: format!("{} cannot be written to {}: {how}", image.name, target.display()),
+            next: "Check the names with 'lsblk'",
+        }),
+    }
+}
+
+fn sync_device(
+    image: &Image<'_>,
+    device: &dyn Device,
+    options: &SyncOptions,
+    end: &End<'_>,
+    monitor: &dyn Monitor,
+) -> Result<SyncReport, Error> {
+    let len_before = device.len();
+    let room = (!device.resizable()).then_some(len_before);
+    prepare(image, device, room, options)?;
+    monitor.phase("comparing", image.len.unwrap_or(0));
+    let work = Work {
+        source: &*image.source,
+        image: &image.name,
+        device,
+        room,
+        dry_run: options.dry_run,
+        end,
+        monitor,
+        log: Default::default(),
+        began: AtomicBool::new(false),
+        differing: Default::default(),
+        written: Default::default(),
+    };
+    let done = work.run().and_then(|()| image.unchanged());
+    let compared = image.source.taken();
+    if done.is_ok() && compared == 0 {
+        return Err(image.empty());
+    }
+    let resize = (device.resizable() && len_before != compared).then_some(compared);
+    let done = settle(&work, done, resize.filter(|_| !options.dry_run), monitor);
+    let written = work.began.load(Ordering::SeqCst).then(|| work.written.load(Ordering::Relaxed));
+    done.map_err(|trouble| trouble.into_error(device.name(), written))?;
+    let differing = work.differing.load(Ordering::Relaxed);
+    Ok(SyncReport { compared, differing, resized_from: resize.map(|_| len_before), elapsed: Duration::ZERO })
+}
+
+/// Checks what can be known before the image is read, and makes reads show what the medium holds.
+fn prepare(image: &Image<'_>, device: &dyn Device, room: Option<u64>, options: &SyncOptions) -> Result<(), Error> {
+    if let (Some(needed), Some(actual)) = (image.len, room)
+        && needed > actual
+    {
+        return Err(Error::TooSmall { name: device.name(), needed, actual });
+    }
+    if let (Some(promised), Some(actual)) = (image.promised, room)
+        && promised > actual
+    {
+        let (image, target) = (&image.name, device.name());
+        return Err(Error::Image {
+            why: format!("{image} says that it unpacks to at least {promised} bytes, and {target} has {actual}"),
+            next: "Use a larger target, or a smaller image",
+        });
+    }
+    if !options.dry_run {
+        device.sync()?; // what others wrote may still be on its way
+    }
+    Ok(device.forget_cache()?)
+}
+
+/// Makes durable what was written, and checks it; a regular file gets the image's length. A file that is too long is
+/// cut last, when all the rest is known to be right.
+fn settle(
+    work: &Work<'_>,
+    done: Result<(), Trouble>,
+    resize: Option<u64>,
+    monitor: &dyn Monitor,
+) -> Result<(), Trouble> {
+    let device = work.device;
+    if let Err(trouble) = done {
+        if work.began.load(Ordering::SeqCst) {
+            let _ = device.sync(); // what came before is the failure to tell
+        }
+        return Err(trouble);
+    }
+    // Writing near the image's end may have made it longer already, but not if zeros follow.
+    if let Some(len) = resize.filter(|len| device.len() < *len) {
+        work.begin();
+        device.set_len(len)?;
+    }
+    if work.began.load(Ordering::SeqCst) {
+        device.sync()?;
+        let mut written = std::mem::take(&mut work.log().written);
+        written.sort_unstable_by_key(|window| window.span().start);
+        check(device, &written, monitor)?;
+    }
+    if let Some(len) = resize.filter(|len| device.len() > *len) {
+        work.begin();
+        device.set_len(len)?;
+        device.sync()?;
+    }
+    Ok(())
+}
+
+/// Reads back what was written, past the cache.
+fn check(device: &dyn Device, written: &[Written], monitor: &dyn Monitor) -> Result<(), Trouble> {
+    device.forget_cache()?;
+    let total = written.iter().map(|window| window.span().end - window.span().start).sum();
+    monitor.phase("checking the result", total);
+    let chunks = Chunks { count: written.len() as u64, chunk: |i: u64| written[i as usize].span() };
+    let kept = |offset: u64, bytes: &mut [u8]| -> (Range<u64>, bool) {
+        let window = written.partition_point(|window| window.span().start < offset);
+        (offset..offset + bytes.len() as u64, written.get(window).is_some_and(|window| window.is_kept(bytes)))
+    };
+    let mut first = None;
+    // Everything is written: a wish to stop changes nothing any more.
+    let read = sweep(device, &chunks, &AtomicBool::new(false), kept, |(span, kept)| {
+        monitor.advance(span.end - span.start);
+        if !kept && first.is_none() {
+            first = Some(span);
+        }
+    });
+    match (read, first) {
+        (Err(SurveyError::Device(e)), _) => Err(Trouble::Target(e)),
+        (Err(SurveyError::Stop | SurveyError::Delta(_)), _) => Err(Trouble::Stop),
+        (Ok(()), Some(span)) => Err(Trouble::Unkept(span)),
+        (Ok(()), None) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;
