@@ -153,21 +153,10 @@ impl<'a> Placement<'a> {
     /// # Errors
     /// The first block whose bytes are no longer, or not yet, there.
     pub fn sources(&self, steps: &[Step]) -> Result<Sources, u64> {
-        self.sources_in_pieces(steps, |_| ())
-    }
-
-    /// The same, and calls `each` with the pieces of every step that reads, in order.
-    ///
-    /// # Errors
-    /// As [`Placement::sources`].
-    pub fn sources_in_pieces(&self, steps: &[Step], mut each: impl FnMut(&Piece)) -> Result<Sources, u64> {
         let mut sources = Sources::default();
         for step in steps {
             let Some(space) = step.kind.space() else { continue };
-            self.locate(space, step.src..step.src + step.len, |piece| {
-                each(&piece);
-                sources.add(piece);
-            })?;
+            self.locate(space, step.src..step.src + step.len, |piece| sources.add(piece))?;
         }
         Ok(sources.merged())
     }

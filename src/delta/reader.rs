@@ -34,8 +34,7 @@ impl std::fmt::Debug for Delta {
     }
 }
 
-/// Fixed part of the memory that patching takes: code, buffers, and the gaps that are read along with the sources of
-/// three batches.
+/// Fixed part of the memory that patching takes: code, buffers, and the gaps that are read along with sources.
 const BASE_MEMORY: u64 = (6 << 20) + 3 * (256 << 10);
 
 impl Delta {
@@ -177,8 +176,8 @@ pub fn memory_needed(header: &Header, route: &Route, route_number: u16) -> u64 {
     [
         BASE_MEMORY,
         windows.fold(0, u64::saturating_add),
-        // What four batches write (one is made, one waits, two are written); what three read (one is made); their
-        // steps, and where what these read lies.
+        // What four batches write, what three read, and their steps: room for a patcher that reads and writes ahead. This
+        // one holds what three batches write (one is made, one written, one waits) and what one reads.
         u64::from(limits.batch_bytes) * 4,
         u64::from(limits.source_bytes) * 3,
         u64::from(limits.batch_steps) * 320,
