@@ -70,12 +70,17 @@ fn changed_blocks(signature: &SignatureFile, new: View<'_>, threads: usize) -> V
         let from = (segment.start / block) as usize * entry;
         let theirs = signature.entries().get(from..).unwrap_or_default();
         let same = |i: usize, mine: &[u8]| theirs.get(i * entry..(i + 1) * entry) == Some(mine);
-        let differ = mine.chunks(entry).enumerate().filter(|(i, mine)| !same(*i, mine));
-        let bytes = differ.map(|(i, _)| {
+        let mut changed: Vec<Extent> = Vec::new();
+        for (i, _) in mine.chunks(entry).enumerate().filter(|(i, mine)| !same(*i, mine)) {
             let start = segment.start + i as u64 * block;
-            start..segment.end.min(start + block)
-        });
-        bytes.map(|bytes| blocks_touched(&bytes)).collect::<Vec<Extent>>()
+            let blocks = blocks_touched(&(start..segment.end.min(start + block)));
+            match changed.last_mut() {
+                // Neighbours merge at once: a signature may have very many blocks.
+                Some(last) if blocks.start <= last.end() => last.count = blocks.end() - last.start,
+                _ => changed.push(blocks),
+            }
+        }
+        changed
     });
     let mut changed: Vec<Extent> = differing.into_iter().flatten().collect();
     merge_extents(&mut changed);

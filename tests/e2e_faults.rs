@@ -9,7 +9,8 @@ mod common;
 
 use common::*;
 use std::fs;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -50,6 +51,7 @@ impl Flaky {
             assert!(ended.is_none() && Instant::now() < deadline, "qemu-storage-daemon does not export: {ended:?}");
             sleep(Duration::from_millis(5));
         }
+        one_at_a_time(&mounted_at);
         let mut flaky = Self { device: None, daemon, mounted_at };
         // Without a second cache between: every read and write reaches the daemon.
         flaky.device = Some(Loop::attach_with(&flaky.mounted_at, &["--direct-io=on"]));
@@ -82,6 +84,19 @@ impl Drop for Flaky {
         let _ = self.daemon.wait();
         let _ = Command::new("umount").arg("-l").arg(&self.mounted_at).output(); // if it was killed
     }
+}
+
+/// Lets a FUSE file system have one request at a time. QEMU before 10.1 loses what is written through its FUSE export
+/// when a request comes in while another is under way: both use one buffer ("fuse: Copy write buffer content before
+/// polling"). Two threads that write to different blocks are enough.
+fn one_at_a_time(mounted_at: &Path) {
+    let control = Path::new("/sys/fs/fuse/connections");
+    let connection = rustix::fs::minor(fs::metadata(mounted_at).unwrap().dev());
+    let limit = control.join(connection.to_string()).join("max_background");
+    if !limit.exists() {
+        tool("mount", &[&"-t", &"fusectl", &"fusectl", &control]);
+    }
+    fs::write(&limit, "1").unwrap_or_else(|e| panic!("{}: {e}", limit.display()));
 }
 
 /// A fault, and what `patch` says to it.
