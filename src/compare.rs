@@ -1,13 +1,12 @@
 //! Compares two images block by block at equal offsets, hashing both on the way: equal parts once, holes unread.
 
 use crate::blockset::BlockSet;
-use crate::digest::{
-    ImageId, PartDigest, TreeDigest, ZERO_BLOCK, ZERO_GROUP, ZERO_PART, combine_crc, crc_of_zeros, is_zero,
-};
+use crate::digest::{ImageId, PartDigest, TreeDigest, ZERO_BLOCK, ZERO_PART, combine_crc, crc_of_zeros, is_zero};
 use crate::image::Image;
 use crate::monitor::Monitor;
 use crate::parallel;
 use crate::units::{BLOCK, Extent, PART, merge_extents};
+use crate::zero_groups::{group_count, group_range, zero_group};
 use std::ops::Range;
 use std::sync::LazyLock;
 
@@ -75,30 +74,38 @@ pub struct Comparison {
 /// Of one part: digest of the old and of the new part, changed blocks, and old blocks that are not zero.
 type PartResult = (Option<PartDigest>, Option<PartDigest>, Vec<Extent>, Vec<Extent>);
 
-/// Parts in a zero group.
-const GROUP_PARTS: usize = (ZERO_GROUP / PART) as usize;
-
-/// The digest of the zero group at `offset`, if it is one, below the root of trees of all these lengths.
-fn zero_group(offset: u64, views: &[View<'_>], totals: &[u64]) -> Option<PartDigest> {
-    let range = offset..offset + ZERO_GROUP;
-    let inside = totals.iter().all(|total| *total >= range.end && *total > ZERO_GROUP);
-    let digest = PartDigest::of_zero_group(offset).filter(|_| inside)?;
-    let zero = |view: &View<'_>| {
-        view.is_hole(&range) || (0..GROUP_PARTS as u64).all(|part| is_zero(view.part(offset + part * PART)))
-    };
+/// The digest of the i-th group, if it is zero in all views, below the root of trees of all these lengths.
+fn group_of_zeros(group: usize, views: &[View<'_>], totals: &[u64]) -> Option<PartDigest> {
+    let range = group_range(group);
+    let inside = totals.iter().all(|total| *total >= range.end && *total > range.end - range.start);
+    let digest = zero_group(range.start).filter(|_| inside)?;
+    let zero = |view: &View<'_>| view.is_hole(&range) || parts_of(&range).all(|offset| is_zero(view.part(offset)));
     views.iter().all(zero).then_some(digest)
+}
+
+/// The offsets of the parts in a range.
+fn parts_of(range: &Range<u64>) -> impl Iterator<Item = u64> + use<> {
+    (range.start..range.end).step_by(PART as usize)
+}
+
+/// The i-th group of an image of `len` bytes.
+fn group_within(group: usize, len: u64) -> Range<u64> {
+    let range = group_range(group);
+    range.start..range.end.min(len)
 }
 
 /// Compares two images.
 #[must_use]
 pub fn compare(old: View<'_>, new: View<'_>, threads: usize, monitor: &dyn Monitor) -> Comparison {
-    let parts = old.len().max(new.len()).div_ceil(PART) as usize;
-    monitor.phase("comparing", parts as u64 * PART);
-    let results = parallel::map(parts.div_ceil(GROUP_PARTS), threads, |group| {
-        let first = group * GROUP_PARTS;
-        let group = first..parts.min(first + GROUP_PARTS);
-        monitor.advance(group.len() as u64 * PART);
-        compare_group(old, new, group)
+    let len = old.len().max(new.len());
+    monitor.phase("comparing", len);
+    let results = parallel::map(group_count(len), threads, |group| {
+        let range = group_within(group, len);
+        monitor.advance(range.end - range.start);
+        match group_of_zeros(group, &[old, new], &[old.len(), new.len()]) {
+            Some(digest) => GroupResult::Zero(digest),
+            None => GroupResult::Parts(parts_of(&range).map(|offset| compare_part(old, new, offset)).collect()),
+        }
     });
     let (mut old_tree, mut new_tree) = (TreeDigest::new(old.len()), TreeDigest::new(new.len()));
     let mut changed = Vec::new();
@@ -109,7 +116,7 @@ pub fn compare(old: View<'_>, new: View<'_>, threads: usize, monitor: &dyn Monit
             GroupResult::Zero(digest) => {
                 old_tree.push(digest, false);
                 new_tree.push(digest, false);
-                old_parts.extend([None; GROUP_PARTS]);
+                old_parts.extend((0..digest.len / PART).map(|_| None));
                 continue;
             }
             GroupResult::Parts(parts) => parts,
@@ -133,31 +140,22 @@ pub fn compare(old: View<'_>, new: View<'_>, threads: usize, monitor: &dyn Monit
     Comparison { old, new, changed, old_data, old_parts }
 }
 
-/// Of [`GROUP_PARTS`] parts.
+/// Of the parts of a group.
 enum GroupResult {
     /// They are zero in both images.
     Zero(PartDigest),
     Parts(Vec<PartResult>),
 }
 
-fn compare_group(old: View<'_>, new: View<'_>, parts: Range<usize>) -> GroupResult {
-    if let Some(digest) = zero_group(parts.start as u64 * PART, &[old, new], &[old.len(), new.len()]) {
-        return GroupResult::Zero(digest);
-    }
-    GroupResult::Parts(parts.map(|part| compare_part(old, new, part as u64 * PART)).collect())
-}
-
 /// Length and digests of an image.
 #[must_use]
 pub fn identify(image: View<'_>, threads: usize) -> ImageId {
-    let groups = image.len().div_ceil(ZERO_GROUP) as usize;
-    let digests = parallel::map(groups, threads, |group| {
-        let offset = group as u64 * ZERO_GROUP;
-        if let Some(digest) = zero_group(offset, &[image], &[image.len()]) {
+    let digests = parallel::map(group_count(image.len()), threads, |group| {
+        if let Some(digest) = group_of_zeros(group, &[image], &[image.len()]) {
             return vec![digest];
         }
-        let offsets = (offset..image.len().min(offset + ZERO_GROUP)).step_by(PART as usize);
-        offsets.map(|offset| PartDigest::new(offset, image.part(offset), image.len())).collect()
+        let parts = parts_of(&group_within(group, image.len()));
+        parts.map(|offset| PartDigest::new(offset, image.part(offset), image.len())).collect()
     });
     let mut tree = TreeDigest::new(image.len());
     digests.into_iter().flatten().for_each(|part| tree.push(part, false));
@@ -208,17 +206,16 @@ impl Comparison {
     #[must_use]
     pub fn untouched(&self, old: View<'_>, touched: &BlockSet, region_log: u8, threads: usize) -> ([u8; 32], Vec<u32>) {
         let total = self.old.len.min(self.new.len);
-        let groups = parallel::map(total.div_ceil(ZERO_GROUP) as usize, threads, |group| {
-            let offset = group as u64 * ZERO_GROUP;
-            let blocks = Extent { start: offset / BLOCK, count: ZERO_GROUP / BLOCK };
-            let known = self.old_parts.get(group * GROUP_PARTS..(group + 1) * GROUP_PARTS);
+        let groups = parallel::map(group_count(total), threads, |group| {
+            let range = group_within(group, total);
+            let blocks = Extent { start: range.start / BLOCK, count: (range.end - range.start).div_ceil(BLOCK) };
+            let known = self.old_parts.get((range.start / PART) as usize..(range.end / PART) as usize);
             // Where all are missing, they are zero.
             let zero = known.is_some_and(|parts| parts.iter().all(Option::is_none)) && !touched.any(blocks);
-            if zero && let Some(digest) = zero_group(offset, &[], &[total]) {
+            if zero && let Some(digest) = group_of_zeros(group, &[], &[total]) {
                 return vec![digest];
             }
-            let offsets = (offset..total.min(offset + ZERO_GROUP)).step_by(PART as usize);
-            offsets.map(|offset| self.untouched_part(old, touched, offset, total)).collect()
+            parts_of(&range).map(|offset| self.untouched_part(old, touched, offset, total)).collect()
         });
         let mut tree = TreeDigest::new(total);
         let mut regions: Vec<u32> = Vec::new();

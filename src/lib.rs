@@ -34,3 +34,4 @@ pub mod units;
 mod untouched;
 pub mod varint;
 pub mod verify;
+pub mod zero_groups;

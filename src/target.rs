@@ -4,13 +4,14 @@ use crate::blockset::BlockSet;
 use crate::delta::Delta;
 use crate::delta::check::CheckedOrder;
 use crate::device::{AlignedBuffer, Device, DeviceError};
-use crate::digest::{ImageId, PartDigest, TreeDigest, is_zero, may_be_tabulated};
+use crate::digest::{ImageId, PartDigest, TreeDigest, is_zero};
 use crate::error::Error;
 use crate::judge::{Progress, intact, judge, progress};
 use crate::monitor::Monitor;
 use crate::sweep::{Chunks, read_padded, sweep, whole};
 use crate::units::{BLOCK, Extent, PART};
 use crate::untouched::Untouched;
+use crate::zero_groups::may_be_tabulated;
 use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 
