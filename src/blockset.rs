@@ -5,7 +5,7 @@ use crate::units::Extent;
 use std::collections::BTreeMap;
 
 /// Blocks in a page of the bitmap: 2^15 blocks are 128 MiB of image in 4 KiB of memory.
-const PAGE_BLOCKS: u64 = 1 << 15;
+pub const PAGE_BLOCKS: u64 = 1 << 15;
 const WORDS: usize = (PAGE_BLOCKS / 64) as usize;
 
 /// A set of block numbers.
@@ -130,6 +130,12 @@ impl BlockSet {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Pages of the bitmap: each takes about 4,200 bytes.
+    #[must_use]
+    pub fn pages(&self) -> u64 {
+        self.pages.len() as u64
     }
 
     /// Removes all blocks.

@@ -146,6 +146,12 @@ impl TreeDigest {
         }
     }
 
+    /// Subtrees that are kept at the moment.
+    #[cfg(test)]
+    pub fn nodes(&self) -> usize {
+        self.nodes.len()
+    }
+
     /// Merges the last two nodes if they are siblings below the root.
     fn merge_last(&mut self) -> bool {
         let [.., left, right] = &self.nodes[..] else { return false };

@@ -73,6 +73,12 @@ pub struct Placement<'a> {
 pub type Waived = &'static [&'static str];
 
 impl<'a> Placement<'a> {
+    /// All blocks that any batch of the order writes.
+    #[must_use]
+    pub fn touched(&self) -> &'a BlockSet {
+        self.touched
+    }
+
     /// Before the first batch; `touched` are all blocks that any batch of the order writes.
     #[must_use]
     pub fn new(touched: &'a BlockSet) -> Self {

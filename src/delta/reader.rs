@@ -3,12 +3,12 @@
 use super::batch::BatchTable;
 use super::difference::DifferenceReader;
 use super::header::{Header, Kind, NO_ROUTE, Section, announced_len};
-use super::pack::{PACK_MEMORY, Streams};
+use super::memory::{Footprint, Memory};
+use super::pack::Streams;
 use super::route::Route;
 use super::step::{StepBounds, StepReader};
 use super::stream::{ReadAt, StreamReader, Stretch};
 use super::{DeltaError, header::Codec};
-use crate::units::blocks_in;
 use std::io::Read;
 use std::sync::Arc;
 
@@ -26,6 +26,8 @@ pub struct Delta {
     pub table: BatchTable,
     /// Bytes of the file.
     pub file_len: u64,
+    /// What patching takes.
+    pub memory: Memory,
 }
 
 impl std::fmt::Debug for Delta {
@@ -33,10 +35,6 @@ impl std::fmt::Debug for Delta {
         f.debug_struct("Delta").field("header", &self.header).field("route", &self.route).finish_non_exhaustive()
     }
 }
-
-/// Fixed part of the memory that patching takes: code, buffers, and the gaps that are read along with the sources of
-/// three batches.
-const BASE_MEMORY: u64 = (6 << 20) + 3 * (256 << 10);
 
 impl Delta {
     /// Reads and checks header, digests, route and batch table; `memory_limit` in bytes bounds what it may announce.
@@ -57,14 +55,16 @@ impl Delta {
             return Err(DeltaError::Malformed("it has no route"));
         };
         let route = read_route(streams.source(), section, header.new.len)?;
-        let needed = memory_needed(&header, &route, route_number).max(header.limits.memory);
-        if needed > memory_limit {
-            return Err(DeltaError::Memory { needed, limit: memory_limit });
-        }
+        let memory = Memory::new(&header, &route, route_number);
+        memory.check(memory_limit)?;
         let mut stream = streams.open(Kind::Batches)?;
         let table = BatchTable::decode(&mut stream, &route.counts, &header.limits, header.new.len)?;
         stream.finish()?;
-        Ok(Self { header, streams, route, route_number, table, file_len })
+        // What a set of blocks takes depends on how they are scattered, which only the table tells.
+        let footprint = Footprint::of_order(&table, route.longer(header.new.len), |footprint| {
+            memory.with(footprint).check(memory_limit)
+        })?;
+        Ok(Self { header, streams, route, route_number, table, file_len, memory: memory.with(footprint) })
     }
 
     /// One past the largest offset that a source in the old image may have.
@@ -102,7 +102,7 @@ impl Delta {
     /// Bytes of memory that patching takes at the most.
     #[must_use]
     pub fn memory(&self) -> u64 {
-        memory_needed(&self.header, &self.route, self.route_number).max(self.header.limits.memory)
+        self.memory.bytes()
     }
 }
 
@@ -154,44 +154,4 @@ fn read_route(source: &Arc<dyn ReadAt>, section: &Section, new_len: u64) -> Resu
     let mut bytes = vec![0; section.raw_len as usize];
     read_exact(source, section.offset, section.stored_len, &mut bytes)?;
     Route::decode(&bytes, new_len)
-}
-
-/// Bytes of memory that patching takes, from what header and route announce (spec, chapter 9).
-#[must_use]
-pub fn memory_needed(header: &Header, route: &Route, route_number: u16) -> u64 {
-    let own = header.sections.iter().filter(|s| s.route == route_number && s.kind.is_some());
-    let windows = own.map(|s| {
-        let streams = if s.kind == Some(Kind::Pack) { PACK_MEMORY } else { 0 };
-        streams
-            + match s.codec {
-                // A decompressor holds its window, a block of 128 KiB and its buffers.
-                Codec::Zstd { window_log } => (1u64 << window_log) + (512 << 10),
-                Codec::Stored => 128 << 10,
-            }
-    });
-    let counts = &route.counts;
-    let limits = &header.limits;
-    // A bitmap page of 4 KiB covers 32,768 blocks; there are never more pages than blocks set.
-    let written = counts.final_blocks.min(blocks_in(header.new.len).div_ceil(1 << 15).saturating_add(1));
-    let parts = counts.final_blocks.min(header.new.len.div_ceil(crate::units::PART).saturating_add(1));
-    [
-        BASE_MEMORY,
-        windows.fold(0, u64::saturating_add),
-        // What four batches write (one is made, one waits, two are written); what three read (one is made); their
-        // steps, and where what these read lies.
-        u64::from(limits.batch_bytes) * 4,
-        u64::from(limits.source_bytes) * 3,
-        u64::from(limits.batch_steps) * 320,
-        counts.batches.saturating_mul(80),
-        counts.extents.saturating_mul(16),
-        counts.save_ranges.saturating_mul(16 + 128),
-        counts.scratch_blocks.min(counts.save_ranges.saturating_add(counts.extents)).saturating_mul(128),
-        counts.save_reads.saturating_mul(32),
-        counts.scratch_blocks.saturating_mul(8),
-        // Bitmaps: touched twice, written, final, in flight.
-        written.saturating_mul(5 * 4200),
-        parts.saturating_mul(256),
-    ]
-    .into_iter()
-    .fold(0, u64::saturating_add)
 }

@@ -54,6 +54,11 @@ pub fn region_log(len: u64) -> u8 {
 }
 
 impl Route {
+    /// Bytes of the old or of the new image, whichever is longer, as far as they are known.
+    pub(crate) fn longer(&self, new_len: u64) -> u64 {
+        self.old.map_or(new_len, |old| old.len.max(new_len))
+    }
+
     /// The route as it stands in its section.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {

@@ -3,9 +3,9 @@
 use super::batch::{BatchKind, BatchTable};
 use super::difference::DifferenceWriter;
 use super::header::{Codec, Header, Kind, Limits, Section};
+use super::memory::{Footprint, Memory};
 use super::pack::{PACK_MOST, pack};
 use super::placement::{Placement, Sources, Waived, pair_extents, saved_blocks};
-use super::reader::memory_needed;
 use super::route::{Counts, Route};
 use super::step::{Prediction, Step, StepKind};
 use super::stream::{Compression, Finished, Stored, StreamWriter, compress_mixture};
@@ -260,7 +260,8 @@ impl<'a> DeltaWriter<'a> {
             region_log: identity.region_log,
             regions: identity.regions.clone(),
         };
-        let header = assemble(identity.new, self.limits, &route, self.parts(&route, level)?, out)?;
+        let footprint = Footprint::of(self.placement.touched(), route.longer(identity.new.len));
+        let header = assemble(identity.new, self.limits, &route, footprint, self.parts(&route, level)?, out)?;
         Ok((header, route))
     }
 
@@ -299,6 +300,7 @@ fn assemble(
     new: ImageId,
     limits: Limits,
     route: &Route,
+    footprint: Footprint,
     mut parts: Vec<(Kind, Finished)>,
     out: &mut impl Write,
 ) -> io::Result<Header> {
@@ -308,7 +310,7 @@ fn assemble(
         let (codec, raw_len) = (part.codec, part.raw_len);
         header.sections.push(Section { kind: Some(*kind), route: 0, codec, offset: 0, stored_len, raw_len, blake3 });
     }
-    header.limits.memory = memory_needed(&header, route, 0);
+    header.limits.memory = Memory::new(&header, route, 0).with(footprint).bytes();
     let mut offset = header.encoded_len() as u64;
     for section in &mut header.sections {
         section.offset = offset;

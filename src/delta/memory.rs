@@ -1,0 +1,197 @@
+//! The memory that patching takes (spec, chapter 9).
+
+use super::DeltaError;
+use super::batch::{BatchKind, BatchTable};
+use super::header::{Codec, Header, Kind};
+use super::pack::PACK_MEMORY;
+use super::route::Route;
+use crate::blockset::{BlockSet, PAGE_BLOCKS};
+use crate::units::{BLOCK, Extent, PART};
+use std::collections::BTreeSet;
+
+/// Blocks in a part.
+const PART_BLOCKS: u64 = PART / BLOCK;
+
+/// Fixed part of the memory that patching takes: code, buffers, and the gaps that are read along with the sources of
+/// three batches.
+const BASE: u64 = (6 << 20) + 3 * (256 << 10);
+
+/// What the blocks that are written take because of where they lie.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Footprint {
+    /// Pages of a [`BlockSet`] that hold them: aligned runs of 32,768 blocks, 128 MiB.
+    pub pages: u64,
+    /// Aligned parts of 1 MiB that hold them, and the fewest aligned runs of parts, a power of two long, that make up what
+    /// lies between: the subtrees of a digest of which some parts will be replaced.
+    pub nodes: u64,
+}
+
+impl Footprint {
+    /// Of blocks in an image of `len` bytes.
+    #[must_use]
+    pub fn of(touched: &BlockSet, len: u64) -> Self {
+        let (mut nodes, mut at) = (0u64, 0);
+        for extent in touched.extents() {
+            let (first, last) = parts_of(extent);
+            let first = first.max(at);
+            nodes = nodes.saturating_add(subtrees(at, first)).saturating_add(last.saturating_sub(first));
+            at = at.max(last);
+        }
+        let end = len.div_ceil(PART);
+        Self { pages: touched.pages(), nodes: nodes.saturating_add(subtrees(at, end.max(at))) }
+    }
+
+    /// Of the blocks that an order writes. `check` is asked before they are collected, which takes memory.
+    pub(crate) fn of_order(
+        table: &BatchTable,
+        len: u64,
+        check: impl Fn(Self) -> Result<(), DeltaError>,
+    ) -> Result<Self, DeltaError> {
+        let finals = table.batches().iter().filter(|batch| batch.kind != BatchKind::Save);
+        let mut pages = BTreeSet::new();
+        for extent in finals.flat_map(|batch| table.extents(batch)).filter(|extent| extent.count > 0) {
+            let least = pages.len() as u64;
+            check(Self { pages: least.max(extent.count / PAGE_BLOCKS), nodes: 0 })?;
+            pages.extend(extent.start / PAGE_BLOCKS..=(extent.end() - 1) / PAGE_BLOCKS);
+        }
+        check(Self { pages: pages.len() as u64, nodes: 0 })?;
+        drop(pages);
+        let footprint = Self::of(&table.touched(), len);
+        check(footprint)?;
+        Ok(footprint)
+    }
+}
+
+/// The parts that hold an extent: the first, and one past the last.
+fn parts_of(extent: Extent) -> (u64, u64) {
+    (extent.start / PART_BLOCKS, extent.end().div_ceil(PART_BLOCKS))
+}
+
+/// The fewest aligned runs, each a power of two long, that make up `[from, to)`.
+fn subtrees(mut from: u64, to: u64) -> u64 {
+    let mut count = 0;
+    while from < to {
+        let aligned = from.trailing_zeros().min(63);
+        let fits = (to - from).ilog2();
+        from += 1 << aligned.min(fits);
+        count += 1;
+    }
+    count
+}
+
+/// What patching with a delta takes.
+#[derive(Clone, Copy, Debug)]
+pub struct Memory {
+    /// What the header says.
+    announced: u64,
+    /// All but what the footprint takes.
+    fixed: u64,
+    /// Of the blocks that are written; nothing as long as it is not known.
+    footprint: Footprint,
+}
+
+impl Memory {
+    /// From what header and route announce.
+    #[must_use]
+    pub fn new(header: &Header, route: &Route, route_number: u16) -> Self {
+        let fixed = fixed(header, route, route_number);
+        Self { announced: header.limits.memory, fixed, footprint: Footprint::default() }
+    }
+
+    /// The same, when it is known where the blocks lie that are written.
+    #[must_use]
+    pub fn with(self, footprint: Footprint) -> Self {
+        Self { footprint, ..self }
+    }
+
+    /// Bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        // Bitmaps: touched twice, written, final, in flight. Digests: of the old and of the new image.
+        let bitmaps = self.footprint.pages.saturating_mul(5 * 4200);
+        let digests = self.footprint.nodes.saturating_mul(256);
+        self.fixed.saturating_add(bitmaps).saturating_add(digests).max(self.announced)
+    }
+
+    /// Whether that is more than `limit` bytes.
+    ///
+    /// # Errors
+    /// [`DeltaError::Memory`].
+    pub fn check(&self, limit: u64) -> Result<(), DeltaError> {
+        let needed = self.bytes();
+        if needed > limit { Err(DeltaError::Memory { needed, limit }) } else { Ok(()) }
+    }
+}
+
+fn fixed(header: &Header, route: &Route, route_number: u16) -> u64 {
+    let own = header.sections.iter().filter(|s| s.route == route_number && s.kind.is_some());
+    let windows = own.map(|s| {
+        let streams = if s.kind == Some(Kind::Pack) { PACK_MEMORY } else { 0 };
+        streams
+            + match s.codec {
+                // A decompressor holds its window, a block of 128 KiB and its buffers.
+                Codec::Zstd { window_log } => (1u64 << window_log) + (512 << 10),
+                Codec::Stored => 128 << 10,
+            }
+    });
+    let counts = &route.counts;
+    let limits = &header.limits;
+    [
+        BASE,
+        windows.fold(0, u64::saturating_add),
+        // What four batches write (one is made, one waits, two are written); what three read (one is made); their
+        // steps, and where what these read lies.
+        u64::from(limits.batch_bytes) * 4,
+        u64::from(limits.source_bytes) * 3,
+        u64::from(limits.batch_steps) * 320,
+        counts.batches.saturating_mul(80),
+        counts.extents.saturating_mul(16),
+        counts.save_ranges.saturating_mul(16 + 128),
+        counts.scratch_blocks.min(counts.save_ranges.saturating_add(counts.extents)).saturating_mul(128),
+        counts.save_reads.saturating_mul(32),
+        counts.scratch_blocks.saturating_mul(8),
+    ]
+    .into_iter()
+    .fold(0, u64::saturating_add)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn scattered_blocks_take_more_than_blocks_side_by_side() {
+        let of = |extents: &[(u64, u64)], len| {
+            let mut set = BlockSet::new();
+            extents.iter().for_each(|(start, count)| set.insert(Extent { start: *start, count: *count }));
+            let footprint = Footprint::of(&set, len);
+            (footprint.pages, footprint.nodes)
+        };
+        assert_eq!(of(&[], 0), (0, 0));
+        assert_eq!(of(&[], 8 * PART), (0, 1));
+        assert_eq!(of(&[(0, 1)], 8 * PART), (1, 4)); // 0, 1, 2-3, 4-7
+        assert_eq!(of(&[(0, 1), (5, 1), (255, 2)], 8 * PART), (1, 4)); // 0, 1, 2-3, 4-7
+        assert_eq!(of(&[(3 * 256, 1)], 5 * PART + 1), (1, 4)); // 0-1, 2, 3, 4-5
+        assert_eq!(of(&[(0, 1 << 15)], 1 << 40), (1, 128 + 13));
+        assert_eq!(of(&[(0, 1), (1 << 27, 2)], 1 << 40).0, 2);
+    }
+
+    proptest! {
+        /// What is counted is what a digest keeps.
+        #[test]
+        fn nodes_are_those_of_a_digest(len in 2 * PART..200 * PART, at in prop::collection::btree_set(0u64..200, 0..12)) {
+            use crate::digest::{PartDigest, TreeDigest};
+            let at: Vec<u64> = at.into_iter().filter(|part| part * PART < len).collect();
+            let mut set = BlockSet::new();
+            at.iter().for_each(|part| set.insert(Extent { start: part * PART_BLOCKS, count: 1 }));
+            let mut tree = TreeDigest::new(len);
+            for part in 0..len.div_ceil(PART) {
+                tree.push(PartDigest::placeholder(tree.part_len(part * PART)), at.contains(&part));
+            }
+            let counted = Footprint::of(&set, len).nodes;
+            // A last part that is short, and the root, are not merged.
+            prop_assert!((counted..=counted + 8).contains(&(tree.nodes() as u64)), "{} {}", counted, tree.nodes());
+        }
+    }
+}
