@@ -20,7 +20,7 @@ import zlib
 
 BLOCK = 4096
 KINDS = ["", "route", "batch table", "step kinds", "step lengths", "step sources", "difference gaps",
-         "difference values", "literals", "pack"]
+         "difference values", "literals", "pack", "label"]
 STEPS = ["literal", "copy", "add", "zero", "copy-new", "add-new"]
 BATCHES = ["data", "save", "zero"]
 

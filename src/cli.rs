@@ -1,5 +1,6 @@
 //! The command line: types and help, no logic.
 
+use blkpatch::delta::label::Label;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::{Path, PathBuf};
 
@@ -83,6 +84,9 @@ pub struct DiffArgs {
     /// From 1 (fast) to 9 (smallest)
     #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..=9))]
     pub level: u32,
+    /// A line of text that travels in the delta: product, versions, a date
+    #[arg(long, value_name = "TEXT")]
+    pub label: Option<Label>,
     /// Threads to use; the delta does not depend on it [default: all cores]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub threads: Option<u32>,

@@ -3,6 +3,7 @@
 use crate::compare::{Comparison, View, compare, identify};
 use crate::delta::check::check_order;
 use crate::delta::header::Kind;
+use crate::delta::label::Label;
 use crate::delta::route::region_log;
 use crate::delta::stream::Compression;
 use crate::delta::writer::{DeltaWriter, Identity, NewBatch, WriteError};
@@ -25,7 +26,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// What `diff` may cost.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct DiffOptions {
     /// 1 (fast) to 9 (smallest); 6 is the default.
     pub level: u32,
@@ -33,12 +34,14 @@ pub struct DiffOptions {
     pub threads: usize,
     /// Bytes of memory for the index of the old image.
     pub memory: u64,
+    /// What the delta says about itself.
+    pub label: Option<Label>,
 }
 
 impl Default for DiffOptions {
     fn default() -> Self {
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(64));
-        Self { level: 6, threads, memory: 512 << 20 }
+        Self { level: 6, threads, memory: 512 << 20, label: None }
     }
 }
 
@@ -339,7 +342,8 @@ fn write_delta(
     monitor.phase("compressing", 0);
     let level = zstd_level(options.level);
     let compression = |kind| Compression { level, window_log: window_log(kind), threads: options.threads as u32 };
-    let mut writer = DeltaWriter::new(draft.old, draft.new.bytes, &touched, spool_dir, compression);
+    let writer = DeltaWriter::new(draft.old, draft.new.bytes, &touched, spool_dir, compression);
+    let mut writer = writer.labelled(options.label.clone());
     draft.batches.iter().try_for_each(|batch| writer.add(batch))?;
     let mut identity = Identity { old: draft.old_id, new: comparison.new, untouched, region_log: log, regions };
     if writer.stored_estimate() < REGIONS_FROM {

@@ -14,6 +14,8 @@ use std::path::Path;
 pub struct Info {
     /// Format version.
     pub format_version: u16,
+    /// What its maker says about it.
+    pub label: Option<String>,
     /// Bytes of the delta file.
     pub delta_bytes: u64,
     /// The old image, where it is known.
@@ -112,6 +114,7 @@ fn describe(opened: &Opened) -> Info {
         order.touched.extents().map(|e| e.bytes(delta.header.new.len)).map(|r| r.end - r.start).sum();
     Info {
         format_version: crate::delta::header::VERSION,
+        label: delta.label.as_ref().map(ToString::to_string),
         delta_bytes: delta.file_len,
         old: delta.route.old.map(ImageInfo::from),
         new: delta.header.new.into(),

@@ -47,6 +47,7 @@ fn run(cli: Cli) -> Result<u8, Error> {
     match cli.verb {
         Verb::Diff(args) => {
             let mut options = DiffOptions { level: args.level, memory: args.memory, ..DiffOptions::default() };
+            options.label = args.label.clone();
             options.threads = args.threads.map_or(options.threads, |n| n as usize);
             let (from, new) = args.inputs().unwrap_or_else(|e| e.exit());
             let done = match from {

@@ -84,6 +84,9 @@ pub fn patch(
     monitor: &dyn Monitor,
 ) -> Result<PatchReport, Error> {
     let opened = open_delta(delta_path, options.memory_limit)?;
+    if let Some(label) = &opened.delta.label {
+        monitor.note(&format!("the delta is labelled: {label}"));
+    }
     let access = if options.dry_run { Access::Inspect } else { Access::Write };
     let device = open_target(target, access)?;
     device.warnings().iter().for_each(|warning| monitor.note(warning));

@@ -205,6 +205,9 @@ pub fn info(info: &Info, json: bool) {
 
 fn describe_info(info: &Info, out: &mut String) -> std::fmt::Result {
     writeln!(out, "delta, format version {}: {} bytes", info.format_version, info.delta_bytes)?;
+    if let Some(label) = &info.label {
+        writeln!(out, "label    {label}")?;
+    }
     match &info.old {
         Some(old) => describe_image("old", old, out)?,
         None => writeln!(out, "old  unknown (made from a signature)")?,

@@ -359,6 +359,26 @@ fn info_is_consistent_and_tells_what_patch_then_does() {
 }
 
 #[test]
+fn a_label_travels_with_the_delta() {
+    let old = random(56, 20 * BLOCK);
+    let new = random(57, 20 * BLOCK);
+    let scene = Scene::with_delta(&old, &new);
+    let (delta, target) = (scene.path("labelled"), scene.write("target", &old));
+    let label = "Kühlschrank 1.2 → 1.3";
+    run(&[&"diff", &"--label", &label, &scene.path("old"), &scene.path("new"), &"-o", &delta]).code(0);
+    assert_eq!(info(&delta)["label"].as_str(), Some(label));
+    assert!(info(&scene.path("delta"))["label"].is_null());
+    assert!(run(&[&"info", &delta]).code(0).out.contains(label));
+    run(&[&"patch", &delta, &target]).code(0).says(label);
+    assert_same(&scene.read("target"), &new, "patched");
+    let refused = scene.path("refused");
+    run(&[&"diff", &"--label", &"a\nb", &scene.path("old"), &scene.path("new"), &"-o", &refused])
+        .code(2)
+        .says("--label");
+    assert!(!refused.exists());
+}
+
+#[test]
 fn info_into_a_pipe_that_closes_early_does_not_panic() {
     use std::io::Read;
     let scene = chain_scene();

@@ -4,7 +4,7 @@
 
 use blkpatch::delta::Delta;
 use blkpatch::delta::batch::{BatchKind, BatchTable};
-use blkpatch::delta::header::{Codec, FIXED_LEN, Header, Kind, Section};
+use blkpatch::delta::header::{Codec, FIXED_LEN, Header, Kind, NO_ROUTE, Section};
 use blkpatch::delta::route::Counts;
 use blkpatch::units::Extent;
 use std::path::{Path, PathBuf};
@@ -119,11 +119,20 @@ fn with_sections(header: &Header, parts: &[(Kind, Vec<u8>)]) -> Vec<u8> {
         let len = bytes.len() as u64;
         let blake3 = *blake3::hash(bytes).as_bytes();
         let (kind, codec) = (Some(*kind), Codec::Stored);
-        header.sections.push(Section { kind, route: 0, codec, offset: 0, stored_len: len, raw_len: len, blake3 });
+        let route = if kind == Some(Kind::Label) { NO_ROUTE } else { 0 };
+        header.sections.push(Section { kind, route, codec, offset: 0, stored_len: len, raw_len: len, blake3 });
     }
     let mut out = header.encode();
     parts.iter().for_each(|(_, bytes)| out.extend(bytes));
     out
+}
+
+/// The good example with a label, in sections.
+fn labelled(text: &[u8]) -> Vec<u8> {
+    let parts = Parts::of(&good());
+    let mut sections = vec![(Kind::Route, parts.route.encode()), (Kind::Batches, parts.table.encode())];
+    sections.extend(parts.columns.iter().cloned().chain([(Kind::Label, text.to_vec())]));
+    with_sections(&parts.header, &sections)
 }
 
 #[derive(Clone)]
@@ -228,6 +237,8 @@ fn make(name: &str) -> Vec<u8> {
             );
         }
         "good-sections.delta" => return Parts::of(&plain).assemble(),
+        "good-label.delta" => return labelled("golden example 1 → 2".as_bytes()),
+        "good-label-unshown.delta" => return labelled(b"\x1b[2Jgolden"),
         "unsupported-version.delta" => return with_header(|b| b[12..14].copy_from_slice(&2u16.to_le_bytes())),
         "unsupported-feature.delta" => return with_header(|b| b[16] |= 0x80),
         "unsupported-section.delta" => return with_header(|b| b[FIXED_LEN] = 99),
@@ -304,14 +315,17 @@ fn the_good_examples_turn_old_into_new() {
     let folder = tempfile::tempdir().expect("a folder");
     let target = folder.path().join("target.img");
     // The same delta in a pack, and in sections.
-    for name in ["good-example.delta", "good-sections.delta"] {
+    for name in ["good-example.delta", "good-sections.delta", "good-label.delta", "good-label-unshown.delta"] {
         let delta = testdata().join(name);
         if name != "good-example.delta" && std::env::var_os("BLKPATCH_BLESS").is_some() {
             std::fs::write(&delta, make(name)).expect("testdata is writable");
         }
         std::fs::copy(testdata().join("good-example.old"), &target).expect("old");
         let out = blkpatch(&["patch".as_ref(), delta.as_ref(), target.as_ref()]);
-        assert_eq!(out.status.code(), Some(0), "{}", String::from_utf8_lossy(&out.stderr));
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(0), "{said}");
+        assert_eq!(said.contains("golden example 1 → 2"), name == "good-label.delta", "{said}");
+        assert!(!said.contains('\x1b'), "{said}");
         assert_eq!(std::fs::read(&target).unwrap(), std::fs::read(testdata().join("good-example.new")).unwrap());
     }
 }

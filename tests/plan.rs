@@ -19,7 +19,7 @@ fn image(random: &mut Rng, blocks: usize) -> Vec<u8> {
 
 fn check(old: &[u8], new: &[u8], what: &str) {
     let (a, b) = ([0..old.len() as u64], [0..new.len() as u64]);
-    let options = DiffOptions { level: 1, threads: 2, memory: 16 << 20 };
+    let options = DiffOptions { level: 1, threads: 2, memory: 16 << 20, ..DiffOptions::default() };
     let (old, new) = (View { bytes: old, data: &a }, View { bytes: new, data: &b });
     let mut bytes = Vec::new();
     diff_views(old, new, &std::env::temp_dir(), &options, &Silent, &mut bytes)

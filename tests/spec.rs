@@ -204,6 +204,7 @@ fn route_fields_lie_where_table_4_1_says() {
 fn numbers_and_names_of_kinds_are_those_of_the_tables() {
     let kinds: Vec<(u64, String)> = Kind::ALL.iter().map(|kind| (*kind as u64, kind.name().to_owned())).collect();
     assert_eq!(numbered("3.3"), kinds);
+    assert_eq!(numbered("3.5"), [(Kind::Label as u64, Kind::Label.name().to_owned())]);
 
     let steps = table("6.1");
     assert_eq!(steps.len(), StepKind::ALL.len());

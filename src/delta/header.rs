@@ -44,10 +44,12 @@ pub enum Kind {
     Literals = 8,
     /// All of the above in one.
     Pack = 9,
+    /// A line of text for people. Belongs to no route, and is not critical.
+    Label = 10,
 }
 
 impl Kind {
-    /// All kinds, in the order in which the sections stand in a file.
+    /// All kinds that belong to a route, in the order in which the sections stand in a file.
     pub const ALL: [Self; 9] = [
         Self::Route,
         Self::Batches,
@@ -93,11 +95,12 @@ impl Kind {
             Self::DifferenceValues => "difference values",
             Self::Literals => "literals",
             Self::Pack => "pack",
+            Self::Label => "label",
         }
     }
 
     fn from_number(number: u16) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| *kind as u16 == number)
+        Self::ALL.into_iter().chain([Self::Label]).find(|kind| *kind as u16 == number)
     }
 }
 
@@ -207,7 +210,7 @@ impl Header {
                 Codec::Zstd { window_log } => (1, window_log),
             };
             out.extend(section.kind.map_or(0, |kind| kind as u16).to_le_bytes());
-            out.extend(FLAG_CRITICAL.to_le_bytes());
+            out.extend(if section.kind == Some(Kind::Label) { 0 } else { FLAG_CRITICAL }.to_le_bytes());
             out.extend(section.route.to_le_bytes());
             out.extend([codec, window_log]);
             out.extend(section.stored_len.to_le_bytes());
@@ -282,7 +285,8 @@ fn decode_entry(fields: &mut Fields<'_>, offset: u64) -> Result<Section, DeltaEr
     let (codec, window_log) = (fields.u8(), fields.u8());
     let (stored_len, raw_len) = (fields.u64(), fields.u64());
     let blake3 = fields.take();
-    let kind = Kind::from_number(number);
+    // A label at an odd place says nothing, but is no reason to refuse a delta.
+    let kind = Kind::from_number(number).filter(|kind| *kind != Kind::Label || route == NO_ROUTE && codec == 0);
     if flags & !FLAG_CRITICAL != 0 {
         return Err(DeltaError::Newer { what: format!("section flags {flags:#x}") });
     }

@@ -2,7 +2,7 @@
 //!
 //! [`header`] and [`route`] are fixed tables; [`batch`] is the order, [`step`] the recipe, [`difference`] its differences, [`stream`] the compressed
 //! columns both are kept in, [`pack`]
-//! the form that these have in small deltas; [`memory`] is what patching takes. [`placement`] follows where old bytes lie while the order advances, and is what writer,
+//! the form that these have in small deltas; [`memory`] is what patching takes, [`label`] a text that travels along. [`placement`] follows where old bytes lie while the order advances, and is what writer,
 //! checker and patcher share. [`reader::Delta`] is a delta whose every byte has been checked.
 
 pub mod batch;
@@ -10,6 +10,7 @@ pub mod check;
 pub mod difference;
 pub mod error;
 pub mod header;
+pub mod label;
 pub mod memory;
 pub mod pack;
 pub mod placement;

@@ -3,6 +3,7 @@
 use super::batch::BatchTable;
 use super::difference::DifferenceReader;
 use super::header::{Header, Kind, NO_ROUTE, Section, announced_len};
+use super::label::Label;
 use super::memory::{Footprint, Memory};
 use super::pack::Streams;
 use super::route::Route;
@@ -26,6 +27,8 @@ pub struct Delta {
     pub table: BatchTable,
     /// Bytes of the file.
     pub file_len: u64,
+    /// What its maker says about it.
+    pub label: Option<Label>,
     /// What patching takes.
     pub memory: Memory,
 }
@@ -49,6 +52,7 @@ impl Delta {
             return Err(DeltaError::WrongLength { expected, actual: file_len });
         }
         check_sections(&source, &header)?;
+        let label = Label::read(&source, &header)?;
         let route_number = 0;
         let streams = Streams::of(&source, &header, route_number)?;
         let Some(section) = streams.section(Kind::Route) else {
@@ -64,7 +68,7 @@ impl Delta {
         let footprint = Footprint::of_order(&table, route.longer(header.new.len), |footprint| {
             memory.with(footprint).check(memory_limit)
         })?;
-        Ok(Self { header, streams, route, route_number, table, file_len, memory: memory.with(footprint) })
+        Ok(Self { header, streams, route, route_number, table, file_len, label, memory: memory.with(footprint) })
     }
 
     /// One past the largest offset that a source in the old image may have.
@@ -130,7 +134,8 @@ fn check_sections(source: &Arc<dyn ReadAt>, header: &Header) -> Result<(), Delta
     let mut buffer = vec![0; 256 << 10];
     for (i, section) in header.sections.iter().enumerate() {
         let same = |other: &Section| other.kind == section.kind && other.route == section.route;
-        if section.kind.is_some() && (section.route == NO_ROUTE || header.sections[..i].iter().any(same)) {
+        let of_route = section.kind.is_some_and(|kind| kind != Kind::Label);
+        if of_route && (section.route == NO_ROUTE || header.sections[..i].iter().any(same)) {
             return Err(DeltaError::Malformed("a section of a route occurs twice, or without its route"));
         }
         let mut stretch = Stretch { source: Arc::clone(source), offset: section.offset, left: section.stored_len };

@@ -2,7 +2,8 @@
 
 use super::batch::{BatchKind, BatchTable};
 use super::difference::DifferenceWriter;
-use super::header::{Codec, Header, Kind, Limits, Section};
+use super::header::{Codec, Header, Kind, Limits, NO_ROUTE, Section};
+use super::label::Label;
 use super::memory::{Footprint, Memory};
 use super::pack::{PACK_MOST, pack};
 use super::placement::{Placement, Sources, Waived, pair_extents, saved_blocks};
@@ -86,6 +87,7 @@ pub struct DeltaWriter<'a> {
     table: BatchTable,
     placement: Placement<'a>,
     counts: Counts,
+    label: Option<Label>,
     limits: Limits,
     prediction: Prediction,
     differences: DifferenceWriter,
@@ -119,12 +121,19 @@ impl<'a> DeltaWriter<'a> {
             table: BatchTable::default(),
             placement: Placement::new(touched),
             counts: Counts::default(),
+            label: None,
             limits: Limits::default(),
             prediction: Prediction::default(),
             differences: DifferenceWriter::default(),
             threads,
             columns: Kind::COLUMNS.into_iter().map(column).collect(),
         }
+    }
+
+    /// With a label.
+    #[must_use]
+    pub fn labelled(self, label: Option<Label>) -> Self {
+        Self { label, ..self }
     }
 
     /// With some rules not enforced: for the crash test only.
@@ -261,7 +270,10 @@ impl<'a> DeltaWriter<'a> {
             regions: identity.regions.clone(),
         };
         let footprint = Footprint::of(self.placement.touched(), route.longer(identity.new.len));
-        let header = assemble(identity.new, self.limits, &route, footprint, self.parts(&route, level)?, out)?;
+        let (limits, label) = (self.limits, self.label.take());
+        let mut parts = self.parts(&route, level)?;
+        parts.extend(label.map(|label| (Kind::Label, stored(label.as_str().into()))));
+        let header = assemble(identity.new, limits, &route, footprint, parts, out)?;
         Ok((header, route))
     }
 
@@ -308,7 +320,8 @@ fn assemble(
     for (kind, part) in &mut parts {
         let (stored_len, blake3) = part.stored.digest()?;
         let (codec, raw_len) = (part.codec, part.raw_len);
-        header.sections.push(Section { kind: Some(*kind), route: 0, codec, offset: 0, stored_len, raw_len, blake3 });
+        let route = if *kind == Kind::Label { NO_ROUTE } else { 0 };
+        header.sections.push(Section { kind: Some(*kind), route, codec, offset: 0, stored_len, raw_len, blake3 });
     }
     header.limits.memory = Memory::new(&header, route, 0).with(footprint).bytes();
     let mut offset = header.encoded_len() as u64;

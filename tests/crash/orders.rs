@@ -19,7 +19,7 @@ use std::sync::Arc;
 pub fn diff(old: &[u8], new: &[u8]) -> Opened {
     let view = |bytes, data| View { bytes, data };
     let (old_data, new_data) = ([0..old.len() as u64], [0..new.len() as u64]);
-    let options = DiffOptions { level: 1, threads: 1, memory: 1 << 20 };
+    let options = DiffOptions { level: 1, threads: 1, memory: 1 << 20, ..DiffOptions::default() };
     let mut bytes = Vec::new();
     let (old, new) = (view(old, &old_data), view(new, &new_data));
     diff_views(old, new, &std::env::temp_dir(), &options, &Silent, &mut bytes).expect("diff");

@@ -102,6 +102,7 @@ fn without_barriers(opened: &Opened, redo: &[bool]) -> (Delta, CheckedOrder) {
         header: delta.header.clone(),
         route: delta.route.clone(),
         table,
+        label: None,
         ..*delta
     };
     (delta, CheckedOrder { waived: &["R2", "R3"], ..opened.order.clone() })
