@@ -46,6 +46,7 @@ pub enum Verb {
         after_help = "Nothing is written before the delta, the target's size and its content (with\n--old: that of OLD) have \
             been checked. After an interruption run the same command\nagain, with the same delta file, to finish.\n\n\
             Examples:\n  sudo blkpatch patch update.delta /dev/sdX\n  \
+            curl -s https://example.org/update.delta | sudo blkpatch patch - /dev/sdX\n  \
             sudo blkpatch patch update.delta /dev/sdX3 --old /dev/sdX2\n  \
             blkpatch patch update.delta v2.img --old v1.img"
     )]
@@ -78,7 +79,7 @@ pub struct DiffArgs {
     /// Take this signature of the old image in place of the image
     #[arg(long)]
     pub signature: Option<PathBuf>,
-    /// The delta; it appears only when it is complete
+    /// The delta, or - for standard output; it appears only when it is complete
     #[arg(short, long, value_name = "DELTA")]
     pub output: PathBuf,
     /// From 1 (fast) to 9 (smallest)
@@ -100,7 +101,7 @@ pub struct DiffArgs {
 pub struct SignArgs {
     /// The image: a file or a block device
     pub image: PathBuf,
-    /// The signature; it appears only when it is complete
+    /// The signature, or - for standard output; it appears only when it is complete
     #[arg(short, long, value_name = "SIGNATURE")]
     pub output: PathBuf,
     /// Bytes of a block: smaller ones find more, and make the signature larger
@@ -114,7 +115,7 @@ pub struct SignArgs {
 /// Arguments of `patch`.
 #[derive(Debug, Args)]
 pub struct PatchArgs {
-    /// The delta
+    /// The delta, or - for standard input
     pub delta: PathBuf,
     /// The block device, or the image file, to patch; with --old, the one to build the new image in
     pub target: PathBuf,
@@ -148,7 +149,7 @@ pub struct SyncArgs {
 /// Arguments of `verify`.
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
-    /// The delta
+    /// The delta, or - for standard input
     pub delta: PathBuf,
     /// The block device, or the image file, to look at
     pub target: PathBuf,
@@ -163,7 +164,7 @@ pub struct VerifyArgs {
 /// Arguments of `info`.
 #[derive(Debug, Args)]
 pub struct InfoArgs {
-    /// The delta
+    /// The delta, or - for standard input
     pub delta: PathBuf,
     /// Print JSON
     #[arg(long)]

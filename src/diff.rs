@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::image::Image;
 use crate::matcher::{self, Run};
 use crate::monitor::Monitor;
-use crate::output::{Output, folder_of};
+use crate::outlet::Outlet;
 use crate::plan::{self, Recipe, volatile_blocks};
 use crate::sign::read_signature;
 use crate::signature::SignatureFile;
@@ -126,16 +126,14 @@ fn publish(
     monitor: &dyn Monitor,
     make: impl FnOnce(&Path, &mut BufWriter<&File>) -> Result<Comparison, WriteError>,
 ) -> Result<DiffReport, Error> {
-    let output = &real_output(output)?;
-    check_output(output, inputs.iter().map(|(_, path)| *path))?;
-    let folder = folder_of(output);
-    let file = Output::create_in(folder).map_err(Error::io("create a file in", folder))?;
+    let outlet = Outlet::new(output, inputs.iter().map(|(_, path)| *path))?;
+    let (output, file) = (outlet.name(), outlet.create()?);
     let failed = |source: WriteError| match source {
         WriteError::Io(source) => Error::Io { doing: "write", path: output.to_owned(), source },
         WriteError::Plan(_) => Error::Write(source),
     };
     let mut out = BufWriter::new(file.file());
-    let comparison = make(folder, &mut out).map_err(failed)?;
+    let comparison = make(outlet.folder(), &mut out).map_err(failed)?;
     out.flush().map_err(Error::io("write", output))?;
     drop(out);
     monitor.phase("checking the delta", 0);
@@ -148,7 +146,7 @@ fn publish(
             return Err(Error::Unusable { path: (*path).to_owned(), why });
         }
     }
-    file.finish(output).map_err(Error::io("create", output))?;
+    outlet.finish(file)?;
     let report = DiffReport {
         old: Some(comparison.old),
         new: comparison.new,

@@ -6,7 +6,9 @@ use crate::delta::check::{CheckedOrder, check_order};
 use crate::device::{Access, Device, open_target};
 use crate::error::Error;
 use crate::judge::{Progress, judge};
-use crate::monitor::Monitor;
+use crate::monitor::{Monitor, Silent};
+use crate::outlet::{input_name, is_standard};
+use crate::spool::{Spooled, spool};
 use crate::target::{Mismatch, State, Survey, SurveyError, Verify, crc_of, reread_all, reread_touched, survey};
 use crate::units::{BLOCK, human};
 use std::fs::File;
@@ -59,14 +61,26 @@ pub struct Opened {
     pub order: CheckedOrder,
 }
 
-/// Opens a delta and checks all of it.
+/// Opens a delta, `-` from standard input, and checks all of it.
 ///
 /// # Errors
 /// [`Error::Delta`], or a file that cannot be read.
 pub fn open_delta(path: &Path, memory_limit: u64) -> Result<Opened, Error> {
-    let refused = |source| Error::Delta { path: path.to_owned(), source };
-    crate::image::storage_kind(path)?;
-    let file = File::open(path).map_err(Error::io("open", path))?;
+    open_delta_telling(path, memory_limit, &Silent)
+}
+
+/// The same; `monitor` learns where a delta from standard input is kept.
+pub(crate) fn open_delta_telling(path: &Path, memory_limit: u64, monitor: &dyn Monitor) -> Result<Opened, Error> {
+    let refused = |source| Error::Delta { path: input_name(path).to_owned(), source };
+    let file = if is_standard(path) {
+        let Spooled { file, len, folder } = spool(std::io::stdin().lock(), input_name(path))?;
+        let folder = folder.display();
+        monitor.note(&format!("the delta, {len} bytes, is kept in {folder} until this program ends"));
+        file
+    } else {
+        crate::image::storage_kind(path)?;
+        File::open(path).map_err(Error::io("open", path))?
+    };
     let delta = Delta::open(Arc::new(file), memory_limit).map_err(refused)?;
     let order = check_order(&delta).map_err(refused)?;
     Ok(Opened { delta, order })
@@ -83,14 +97,14 @@ pub fn patch(
     stop: &AtomicBool,
     monitor: &dyn Monitor,
 ) -> Result<PatchReport, Error> {
-    let opened = open_delta(delta_path, options.memory_limit)?;
+    let opened = open_delta_telling(delta_path, options.memory_limit, monitor)?;
     if let Some(label) = &opened.delta.label {
         monitor.note(&format!("the delta is labelled: {label}"));
     }
     let access = if options.dry_run { Access::Inspect } else { Access::Write };
     let device = open_target(target, access)?;
     device.warnings().iter().for_each(|warning| monitor.note(warning));
-    patch_device(&opened, delta_path, &*device, options, stop, monitor)
+    patch_device(&opened, input_name(delta_path), &*device, options, stop, monitor)
 }
 
 /// As [`patch`], on a device that is open; `delta_path` is for messages.

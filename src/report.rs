@@ -3,6 +3,7 @@
 use blkpatch::diff::DiffReport;
 use blkpatch::info::{ImageInfo, Info};
 use blkpatch::monitor::Monitor;
+use blkpatch::outlet::output_name;
 use blkpatch::patch::{PatchReport, describe};
 use blkpatch::sign::SignReport;
 use blkpatch::slot::{Outcome, SlotReport};
@@ -66,7 +67,7 @@ pub fn diff(terminal: &Terminal, output: &Path, done: &DiffReport) {
     let changed = done.changed_blocks * BLOCK;
     terminal.say(&format!(
         "{}: {} bytes; {} of {} blocks change ({} of {})",
-        output.display(),
+        output_name(output).display(),
         done.delta_len,
         done.changed_blocks,
         done.new.len.div_ceil(BLOCK),
@@ -84,7 +85,8 @@ pub fn diff(terminal: &Terminal, output: &Path, done: &DiffReport) {
 /// What `sign` did.
 pub fn sign(terminal: &Terminal, output: &Path, done: &SignReport) {
     let len = human(done.image.len);
-    terminal.say(&format!("{}: {} bytes, of an image of {len}", output.display(), done.signature_len));
+    let output = output_name(output).display();
+    terminal.say(&format!("{output}: {} bytes, of an image of {len}", done.signature_len));
 }
 
 /// What `patch` did.

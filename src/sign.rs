@@ -1,12 +1,11 @@
 //! `sign`: the signature of an image, for `diff --signature` where the image itself is not at hand.
 
 use crate::compare::{View, identify};
-use crate::diff::{check_output, real_output};
 use crate::digest::ImageId;
 use crate::error::Error;
 use crate::image::Image;
 use crate::monitor::Monitor;
-use crate::output::{Output, folder_of};
+use crate::outlet::Outlet;
 use crate::signature::{self, Shape, SignatureFile};
 use std::io::{BufWriter, Write};
 use std::path::Path;
@@ -33,10 +32,8 @@ pub fn sign(
 ) -> Result<SignReport, Error> {
     let image = Image::open(path)?;
     let view = View::of(&image);
-    let output = &real_output(output)?;
-    check_output(output, std::iter::once(path))?;
-    let folder = folder_of(output);
-    let file = Output::create_in(folder).map_err(Error::io("create a file in", folder))?;
+    let outlet = Outlet::new(output, std::iter::once(path))?;
+    let (output, file) = (outlet.name(), outlet.create()?);
     monitor.phase("hashing", view.len());
     let id = identify(view, threads);
     monitor.phase("signing", view.len());
@@ -50,7 +47,7 @@ pub fn sign(
         return Err(Error::Unusable { path: path.to_owned(), why });
     }
     let signature_len = file.file().metadata().map_err(Error::io("write", output))?.len();
-    file.finish(output).map_err(Error::io("create", output))?;
+    outlet.finish(file)?;
     Ok(SignReport { image: id, signature_len })
 }
 

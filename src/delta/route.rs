@@ -116,7 +116,7 @@ impl Route {
             final_blocks: f.u64(),
         };
         let (log, count) = (f.u32(), f.u32());
-        let fits = if count == 0 { log == 0 } else { log == region_log(untouched_len).into() };
+        let fits = if count == 0 { log == 0 } else { log == u32::from(region_log(untouched_len)) };
         if !fits {
             return Err(DeltaError::field("region_log", log.into(), "0, or the one that untouched_len gives"));
         }

@@ -15,7 +15,7 @@ use crate::digest::ImageId;
 use crate::error::Error;
 use crate::monitor::Monitor;
 use crate::output::{Output, folder_of};
-use crate::patch::{DEFAULT_MEMORY_LIMIT, Opened, open_delta};
+use crate::patch::{DEFAULT_MEMORY_LIMIT, Opened, open_delta_telling};
 use crate::target::{read_digest, reread_all};
 use build::{Materials, build};
 use canvas::Canvas;
@@ -77,7 +77,7 @@ pub fn patch_slot(
     monitor: &dyn Monitor,
 ) -> Result<SlotReport, Error> {
     let start = Instant::now();
-    let opened = open_delta(delta_path, options.memory_limit)?;
+    let opened = open_delta_telling(delta_path, options.memory_limit, monitor)?;
     check_apart(delta_path, old, target)?;
     // The target first: it may lock the disk on which both are partitions.
     let destination = Destination::open(target, if options.dry_run { Access::Inspect } else { Access::Write })?;

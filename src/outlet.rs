@@ -1,0 +1,91 @@
+//! Where an output goes: to a file, or, for `-`, to standard output. And what `-` is called.
+
+use crate::diff::{check_output, real_output};
+use crate::error::Error;
+use crate::output::{Output, folder_of};
+use std::fs::File;
+use std::io::{IsTerminal, Seek};
+use std::path::{Path, PathBuf};
+
+/// Whether a path stands for standard input or output; a file of that name is `./-`.
+#[must_use]
+pub fn is_standard(path: &Path) -> bool {
+    path == Path::new("-")
+}
+
+/// How an input is named in messages.
+#[must_use]
+pub fn input_name(path: &Path) -> &Path {
+    if is_standard(path) { Path::new("standard input") } else { path }
+}
+
+/// How an output is named in messages.
+#[must_use]
+pub fn output_name(path: &Path) -> &Path {
+    if is_standard(path) { Path::new("standard output") } else { path }
+}
+
+/// A place that an output can go to.
+#[derive(Debug)]
+pub(crate) enum Outlet {
+    File(PathBuf),
+    /// Gets nothing before everything is there, and right: whoever reads it could not take it back.
+    Standard {
+        /// Where it is kept until then.
+        folder: PathBuf,
+    },
+}
+
+impl Outlet {
+    /// Checks what can be checked before the work begins. `inputs` must not be overwritten.
+    pub fn new<'a>(path: &Path, inputs: impl Iterator<Item = &'a Path>) -> Result<Self, Error> {
+        if !is_standard(path) {
+            let path = real_output(path)?;
+            check_output(&path, inputs)?;
+            return Ok(Self::File(path));
+        }
+        if std::io::stdout().is_terminal() {
+            let why =
+                "standard output is a terminal, and what would be written is not text: send it to a pipe or a file";
+            return Err(Error::Unusable { path: output_name(path).to_owned(), why });
+        }
+        Ok(Self::Standard { folder: std::env::temp_dir() })
+    }
+
+    /// The folder to work in.
+    pub fn folder(&self) -> &Path {
+        match self {
+            Self::File(path) => folder_of(path),
+            Self::Standard { folder } => folder,
+        }
+    }
+
+    /// For messages.
+    pub fn name(&self) -> &Path {
+        match self {
+            Self::File(path) => path,
+            Self::Standard { .. } => output_name(Path::new("-")),
+        }
+    }
+
+    /// Starts an output.
+    pub fn create(&self) -> Result<Output, Error> {
+        let folder = self.folder();
+        Output::create_in(folder).map_err(Error::io("create a file in", folder))
+    }
+
+    /// Ends it: from now on it is to be seen.
+    pub fn finish(&self, output: Output) -> Result<(), Error> {
+        match self {
+            Self::File(path) => output.finish(path).map_err(Error::io("create", path)),
+            Self::Standard { .. } => send(output.file()).map_err(Error::io("write to", self.name())),
+        }
+    }
+}
+
+fn send(mut file: &File) -> std::io::Result<()> {
+    file.rewind()?;
+    let mut out = std::io::stdout().lock();
+    std::io::copy(&mut file, &mut out)?;
+    std::io::Write::flush(&mut out)
+}
