@@ -118,6 +118,9 @@ pub struct PatchArgs {
     /// Check everything and say what would be written, but write nothing
     #[arg(long)]
     pub dry_run: bool,
+    /// First keep what will be overwritten in this file, a delta that goes back
+    #[arg(long, value_name = "FILE")]
+    pub undo: Option<PathBuf>,
     /// Refuse deltas that need more memory than this, such as 64M
     #[arg(long, default_value = "1G", value_parser = parse_size, value_name = "SIZE")]
     pub memory_limit: u64,

@@ -63,7 +63,7 @@ fn run(cli: Cli) -> Result<u8, Error> {
         Verb::Patch(args) => {
             let stop = stop_on_signal(terminal.writing_flag(), PATCH_STOPPED);
             let (verify, dry_run) = (verify_mode(args.verify), args.dry_run);
-            let options = PatchOptions { verify, dry_run, memory_limit: args.memory_limit };
+            let options = PatchOptions { verify, dry_run, memory_limit: args.memory_limit, undo: args.undo };
             let done = patch(&args.delta, &args.target, &options, &stop, &terminal)?;
             report::patch(&terminal, &args.target, &done, dry_run, verify);
             Ok(exit::DONE)

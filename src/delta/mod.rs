@@ -1,7 +1,7 @@
 //! The delta format, version 1, as `spec/` defines it. Format only: no policy, no device.
 //!
 //! [`header`] and [`route`] are fixed tables; [`batch`] is the order, [`step`] the recipe, [`difference`] its differences, [`stream`] the compressed
-//! columns both are kept in, [`pack`]
+//! columns both are kept in, [`literal`] writes deltas that read nothing, [`pack`]
 //! the form that these have in small deltas. [`placement`] follows where old bytes lie while the order advances, and is what writer,
 //! checker and patcher share. [`reader::Delta`] is a delta whose every byte has been checked.
 
@@ -10,6 +10,7 @@ pub mod check;
 pub mod difference;
 pub mod error;
 pub mod header;
+pub mod literal;
 pub mod pack;
 pub mod placement;
 pub mod reader;
