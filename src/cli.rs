@@ -136,6 +136,12 @@ pub struct SyncArgs {
     /// Say how much would be written, but write nothing
     #[arg(long)]
     pub dry_run: bool,
+    /// First keep what will be overwritten in this file, a delta that goes back
+    #[arg(long, value_name = "FILE")]
+    pub undo: Option<PathBuf>,
+    /// Keep what is written, or with '--dry-run' would be, as a delta for the next such device
+    #[arg(long, value_name = "FILE")]
+    pub save_delta: Option<PathBuf>,
 }
 
 /// Arguments of `verify`.

@@ -143,6 +143,14 @@ pub enum Error {
         /// What to do.
         next: &'static str,
     },
+    /// `sync` is done, but not what was to be kept of it.
+    #[error("{name} holds the image now, checked by reading it back, but no delta was kept: {source}")]
+    Unsaved {
+        /// The target.
+        name: String,
+        /// Why.
+        source: Box<Error>,
+    },
     /// The target cannot be made right by this delta any more.
     #[error("{name} is damaged: {why}.\nThis delta cannot repair it: write the full new image, for example with dd")]
     Damaged {
@@ -174,7 +182,7 @@ impl Error {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Stopped { .. } | Self::Unfinished { .. } => exit::STOPPED,
+            Self::Stopped { .. } | Self::Unfinished { .. } | Self::Unsaved { .. } => exit::STOPPED,
             Self::Damaged { .. } => exit::DAMAGED,
             _ => exit::REFUSED,
         }

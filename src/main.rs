@@ -70,9 +70,9 @@ fn run(cli: Cli) -> Result<u8, Error> {
         }
         Verb::Sync(args) => {
             let stop = stop_on_signal(terminal.writing_flag(), SYNC_STOPPED);
-            let options = SyncOptions { dry_run: args.dry_run };
+            let options = SyncOptions { dry_run: args.dry_run, undo: args.undo, save_delta: args.save_delta };
             let done = sync(&args.image, &args.target, &options, &stop, &terminal)?;
-            report::sync(&terminal, &args.target, &done, args.dry_run);
+            report::sync(&terminal, &args.target, &done, options.dry_run);
             Ok(exit::DONE)
         }
         Verb::Verify(args) => {

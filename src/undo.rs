@@ -170,7 +170,7 @@ impl Undo<'_> {
                 .map_err(|e| e.untouched(self.delta_path))?,
         };
         let nothing = BlockSet::new();
-        let mut writer = LiteralWriter::new(before_len, &nothing, output.folder(), threads());
+        let mut writer = LiteralWriter::new(&nothing, output.folder(), threads());
         keep(self.device, &blocks, before_len, &mut writer, stop, monitor).map_err(|e| match e {
             SaveError::Survey(e) => e.untouched(self.delta_path),
             SaveError::Write(e) => DeltaFile::failed(self.file, e),

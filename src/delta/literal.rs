@@ -34,18 +34,19 @@ pub struct LiteralWriter<'a> {
 }
 
 impl<'a> LiteralWriter<'a> {
-    /// For a new image of `new_len` bytes. `nothing` is an empty set: where nothing is read, nothing needs to be known of
-    /// what is written later. The delta does not depend on `threads`.
+    /// An empty one. `nothing` is an empty set: where nothing is read, nothing needs to be known of what is written
+    /// later. The delta does not depend on `threads`.
     #[must_use]
-    pub fn new(new_len: u64, nothing: &'a BlockSet, spool_dir: &'a Path, threads: u32) -> Self {
+    pub fn new(nothing: &'a BlockSet, spool_dir: &'a Path, threads: u32) -> Self {
         let window_log = |kind| if kind == Kind::Literals { WINDOW_LOG } else { WINDOW_LOG - 2 };
         let compression = |kind| Compression { level: LEVEL, window_log: window_log(kind), threads };
-        let writer = DeltaWriter::new(&[], &[], nothing, spool_dir, compression).of_length(new_len);
+        let mut writer = DeltaWriter::new(&[], &[], nothing, spool_dir, compression);
+        writer.set_length(i64::MAX as u64); // all blocks are whole until it is known better
         Self { writer, batch: NewBatch::default(), content: Vec::new(), zeros: Vec::new() }
     }
 
-    /// Adds the content of an extent; of each block once. `bytes` are all of it, up to the new image's end. Ascending
-    /// extents give the fewest batches.
+    /// Adds the content of an extent; of each block once, ascending. `bytes` are all of it, up to the new image's end,
+    /// which may become known only behind the last extent.
     ///
     /// # Errors
     /// A failure to spool.
@@ -106,6 +107,7 @@ impl<'a> LiteralWriter<'a> {
     /// # Errors
     /// A block that was added twice, or a failure to write.
     pub fn finish(mut self, identity: &Identity, out: &mut impl Write) -> Result<(Header, Route), WriteError> {
+        self.writer.set_length(identity.new.len); // before the short last block is flushed
         self.flush()?;
         if !self.zeros.is_empty() {
             let mut extents = std::mem::take(&mut self.zeros);

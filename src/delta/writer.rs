@@ -129,10 +129,10 @@ impl<'a> DeltaWriter<'a> {
         }
     }
 
-    /// For a new image of `new_len` bytes that is not at hand as a whole: see [`DeltaWriter::add_literal`].
-    #[must_use]
-    pub fn of_length(self, new_len: u64) -> Self {
-        Self { new_len, ..self }
+    /// Sets the length in bytes of a new image that is not at hand as a whole: see [`DeltaWriter::add_literal`]. To be
+    /// called before its last block is added.
+    pub fn set_length(&mut self, new_len: u64) {
+        self.new_len = new_len;
     }
 
     /// With some rules not enforced: for the crash test only.
