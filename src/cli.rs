@@ -44,7 +44,11 @@ pub enum Verb {
     #[command(
         after_help = "Nothing is written before the delta, the target's size and its content have been\nchecked. \
             After an interruption run the same command again, with the same delta\nfile, to finish.\n\n\
-            Example:\n  sudo blkpatch patch update.delta /dev/sdX"
+            The file of '--undo' is complete and durable before the first write. It is a delta\nlike any other, and goes \
+            back also from a target that is patched only in part. It\nis not overwritten if it exists; a run that is taken \
+            up keeps it.\n\n\
+            Examples:\n  sudo blkpatch patch update.delta /dev/sdX\n  \
+            sudo blkpatch patch --undo back.delta update.delta /dev/sdX\n  sudo blkpatch patch back.delta /dev/sdX"
     )]
     Patch(PatchArgs),
     /// Make a device hold an image, writing only the blocks that differ
@@ -54,7 +58,9 @@ pub enum Verb {
             Exit codes: 0 done, or already equal; 1 refused or failed, target untouched;\n2 usage; 3 stopped after writing \
             began.\n\n\
             Examples:\n  sudo blkpatch sync v2.img /dev/sdX\n  sudo blkpatch sync v2.img.xz /dev/sdX\n  \
-            ssh server cat v2.img.zst | sudo blkpatch sync - /dev/sdX"
+            ssh server cat v2.img.zst | sudo blkpatch sync - /dev/sdX\n  \
+            sudo blkpatch sync --undo back.delta v2.img /dev/sdX\n  \
+            sudo blkpatch sync --save-delta v2.delta v2.img /dev/sdX"
     )]
     Sync(SyncArgs),
     /// Say which image a device holds: new, old, convertible or neither

@@ -7,7 +7,7 @@ use crate::delta::literal::LiteralWriter;
 use crate::delta::route::region_log;
 use crate::delta::writer::{Identity, WriteError};
 use crate::device::Device;
-use crate::diff::check_delta;
+use crate::diff::{DiffOptions, check_delta};
 use crate::digest::{ImageId, PartDigest, TreeDigest, is_zero};
 use crate::error::Error;
 use crate::monitor::Monitor;
@@ -184,7 +184,7 @@ pub(crate) fn keep(
 
 /// Threads that compress.
 pub(crate) fn threads() -> u32 {
-    std::thread::available_parallelism().map_or(1, |n| n.get().min(64) as u32)
+    DiffOptions::default().threads as u32
 }
 
 /// A delta that is being written to a file, which gets its name only when it is complete.

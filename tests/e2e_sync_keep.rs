@@ -151,6 +151,24 @@ fn killed_at_any_moment_it_goes_back() {
 }
 
 #[test]
+fn a_file_that_only_grows_is_cut_again_from_every_state() {
+    let image = random(35, MIB + 40 * BLOCK + 9);
+    for len in [MIB, MIB + 3 * BLOCK, 5 * BLOCK + 100, 700, MIB + 1] {
+        let scene = Scene::new();
+        let (path, target) = (scene.write("image", &image), scene.write("target", &image[..len]));
+        run(&[&"sync", &"--undo", &scene.path("undo"), &path, &target]).code(0);
+        // An interrupted run leaves the longer length, and some of the content.
+        for there in [len, len + 1, len + 7 * BLOCK, image.len()] {
+            let mut between = image[..there].to_vec();
+            between.resize(image.len(), 0);
+            scene.write("target", &between);
+            run(&[&"patch", &scene.path("undo"), &target]).code(0);
+            assert_same(&scene.read("target"), &image[..len], &format!("{len} bytes, {there} of the image"));
+        }
+    }
+}
+
+#[test]
 fn refusals_leave_the_target_and_the_files_as_they_are() {
     let scene = Scene::new();
     let (before, image) = (random(41, 40 * BLOCK), random(42, 40 * BLOCK));

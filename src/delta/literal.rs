@@ -129,3 +129,104 @@ fn append(list: &mut Vec<Extent>, run: Extent) {
         _ => list.push(run),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::delta::Delta;
+    use crate::delta::batch::BatchKind;
+    use crate::delta::check::check_order;
+    use crate::device::MemoryDevice;
+    use crate::digest::{ImageId, PartDigest, TreeDigest};
+    use crate::monitor::Silent;
+    use crate::patch::{Opened, PatchOptions, patch_device};
+    use crate::units::PART;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
+
+    fn id(image: &[u8]) -> ImageId {
+        let mut tree = TreeDigest::new(image.len() as u64);
+        for (offset, part) in (0..).step_by(PART as usize).zip(image.chunks(PART as usize)) {
+            tree.push(PartDigest::new(offset, part, image.len() as u64), false);
+        }
+        tree.finish().unwrap()
+    }
+
+    /// The delta that writes `extents` of `new`, given in pieces of at most `piece` blocks.
+    fn delta_of(new: &[u8], extents: &[Extent], piece: u64) -> Opened {
+        let nothing = BlockSet::new();
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = LiteralWriter::new(&nothing, folder.path(), 2);
+        let mut rest = new.to_vec();
+        for extent in extents {
+            let mut start = extent.start;
+            while start < extent.end() {
+                let part = Extent { start, count: piece.min(extent.end() - start) };
+                let bytes = part.bytes(new.len() as u64);
+                writer.add(part, &new[bytes.start as usize..bytes.end as usize]).unwrap();
+                rest[bytes.start as usize..bytes.end as usize].fill(0);
+                start = part.end();
+            }
+        }
+        let mut file = Vec::new();
+        let untouched = *blake3::hash(&rest).as_bytes();
+        let old = id(&vec![1; new.len()]); // never there
+        let identity = Identity { old: Some(old), new: id(new), untouched, region_log: 0, regions: Vec::new() };
+        writer.finish(&identity, &mut file).unwrap();
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+        let delta = Delta::open(Arc::new(file), 64 << 20).unwrap();
+        let order = check_order(&delta).unwrap();
+        Opened { delta, order }
+    }
+
+    /// Noise and zeros; ends in the midst of a block.
+    fn image(blocks: u64) -> Vec<u8> {
+        let mut state = 3u32;
+        let mut bytes: Vec<u8> = (0..blocks * BLOCK + 77)
+            .map(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (state >> 24) as u8
+            })
+            .collect();
+        for zeros in [3..4, 10..25, 40..56, 100..300, 700..715, 716..740] {
+            bytes[zeros.start * BLOCK as usize..zeros.end * BLOCK as usize].fill(0);
+        }
+        bytes
+    }
+
+    #[test]
+    fn it_is_a_delta_that_reads_nothing_and_keeps_the_limits() {
+        let new = image(1000);
+        let extent = |start, end| Extent { start, count: end - start };
+        for extents in [vec![extent(0, 1001)], vec![extent(2, 3), extent(4, 60), extent(62, 720), extent(900, 1001)]] {
+            let mut counts = Vec::new();
+            for piece in [1, 7, 64, 2000] {
+                let opened = delta_of(&new, &extents, piece);
+                let Opened { delta, order } = &opened;
+                assert_eq!(order.touched.extents().collect::<Vec<_>>(), extents);
+                assert_eq!((order.source_blocks, delta.route.counts.barriers), (0, 0));
+                assert!(u64::from(delta.header.limits.batch_bytes) <= BATCH_BLOCKS * BLOCK);
+                assert!(delta.memory() < 16 << 20, "{} bytes of memory", delta.memory());
+                let zero = delta.table.batches().iter().filter(|batch| batch.kind == BatchKind::Zero);
+                counts.push((zero.count(), delta.table.batches().len()));
+                // Whatever the blocks hold.
+                let mut target = new.clone();
+                for bytes in extents.iter().map(|extent| extent.bytes(new.len() as u64)) {
+                    target[bytes.start as usize..bytes.end as usize].fill(0x5a);
+                }
+                let device = MemoryDevice::new(target, false);
+                let (options, stop) = (PatchOptions::default(), AtomicBool::new(false));
+                patch_device(&opened, Path::new("delta"), &device, &options, &stop, &Silent).unwrap();
+                assert!(device.contents() == new);
+            }
+            // However it comes, long zeros are one batch, and the rest fills batches.
+            assert!(counts.iter().all(|(zero, all)| *zero <= 1 && *all <= 5), "{counts:?}");
+        }
+    }
+
+    #[test]
+    fn one_without_blocks_is_a_delta() {
+        let opened = delta_of(&image(800), &[], 1);
+        assert!(opened.delta.table.batches().is_empty());
+    }
+}

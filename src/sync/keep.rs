@@ -47,8 +47,11 @@ pub(super) fn sync_and_keep(
         saved.push(Saved::new(Way::Back, undo.as_ref().map(|file| writer(&nothing, file)), path));
     }
     let recorder = Recorder::new(target_len, saved);
+    if !options.dry_run {
+        device.sync()?; // what others wrote may still be on its way
+    }
     let dry_run = options.dry_run || options.undo.is_some();
-    let pass = Pass { image, device, dry_run, only: None, end, monitor };
+    let pass = Pass { image, device, dry_run, only: None, grow: None, end, monitor };
     let (report, complete) = pass.run(Some(&recorder))?;
     let mut complete = complete.into_iter();
     if let (Some(file), Some(path)) = (save, &options.save_delta) {
@@ -77,7 +80,10 @@ pub(super) fn sync_and_keep(
     only.insert(Extent { start: before, count: blocks_in(report.compared).saturating_sub(before) });
     let again = image.again(end)?;
     image.unchanged().map_err(|trouble| trouble.into_error(device.name(), None))?;
-    Ok(Pass { image: &again, device, dry_run: false, only: Some(&only), end, monitor }.run(None)?.0)
+    // As `patch` does it, so that the undo delta finds a file of just this length wherever this run is interrupted.
+    let grow = target_len.filter(|len| *len < report.compared).map(|_| report.compared);
+    let (done, _) = Pass { image: &again, device, dry_run: false, only: Some(&only), grow, end, monitor }.run(None)?;
+    Ok(SyncReport { resized_from: report.resized_from, ..done })
 }
 
 fn writer<'a>(nothing: &'a BlockSet, file: &DeltaFile<'a>) -> LiteralWriter<'a> {

@@ -105,7 +105,8 @@ fn sync_device(
     monitor: &dyn Monitor,
 ) -> Result<SyncReport, Error> {
     if options.undo.is_none() && options.save_delta.is_none() {
-        return Pass { image, device, dry_run: options.dry_run, only: None, end, monitor }.run(None).map(|done| done.0);
+        let pass = Pass { image, device, dry_run: options.dry_run, only: None, grow: None, end, monitor };
+        return pass.run(None).map(|(report, _)| report);
     }
     sync_and_keep(image, device, options, end, monitor)
 }
@@ -117,6 +118,8 @@ struct Pass<'a> {
     dry_run: bool,
     /// The only blocks that may be written.
     only: Option<&'a BlockSet>,
+    /// The length that a file gets before anything is written; otherwise it grows with what is written.
+    grow: Option<u64>,
     end: &'a End<'a>,
     monitor: &'a dyn Monitor,
 }
@@ -148,7 +151,11 @@ impl<'a> Pass<'a> {
             differing: Default::default(),
             written: Default::default(),
         };
-        let done = work.run().and_then(|()| image.unchanged());
+        let grown = self.grow.map_or(Ok(()), |len| {
+            work.begin();
+            Ok(device.set_len(len)?)
+        });
+        let done = grown.and_then(|()| work.run()).and_then(|()| image.unchanged());
         let compared = image.source.taken();
         if done.is_ok() && compared == 0 {
             return Err(image.empty());

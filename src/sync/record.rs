@@ -228,6 +228,7 @@ impl<'a> Recorder<'a> {
         let target_len = self.target_len.unwrap_or(image_len);
         let (mut image, mut target) = (TreeDigest::new(image_len), TreeDigest::new(target_len));
         let mut rests: Vec<RestDigest> = self.ways.iter().map(|_| RestDigest::new(image_len.min(target_len))).collect();
+        let ones: Vec<Option<u64>> = state.saved.iter().map(|saved| saved.one(image_len, target_len)).collect();
         for (offset, seen) in (0u64..).step_by(PART as usize).zip(&state.seen) {
             push(&mut image, seen.image.digest(offset, image_len));
             let target_part = seen.other.as_ref().map_or(Some(&seen.image), |other| other.target.as_ref());
@@ -244,8 +245,11 @@ impl<'a> Recorder<'a> {
                     None => Some(&seen.image),
                     Some(other) => other.rests.get(i).and_then(Option::as_ref),
                 };
-                if let Some(part) = part {
-                    rest.push(part.digest(offset, image_len.min(target_len)));
+                let one = ones.get(i).copied().flatten().filter(|block| block * BLOCK / PART * PART == offset);
+                match (part, one) {
+                    (None, _) => {}
+                    (Some(part), None) => rest.push(part.digest(offset, image_len.min(target_len))),
+                    (Some(_), Some(block)) => rest.push(Some(part_without(device, offset, block, target_len)?)),
                 }
             }
         }
@@ -254,9 +258,10 @@ impl<'a> Recorder<'a> {
         image.settle();
         target.settle();
         let mut complete = Vec::new();
-        for (mut saved, rest) in state.saved.into_iter().zip(rests) {
-            if saved.way == Way::Back && target_len > image_len {
-                saved.keep_tail(device, image_len, target_len, stop, monitor)?;
+        for ((mut saved, rest), one) in state.saved.into_iter().zip(rests).zip(ones) {
+            let start = one.unwrap_or(image_len / BLOCK);
+            if saved.way == Way::Back && (target_len > image_len || one.is_some()) {
+                saved.keep_tail(device, start, target_len, stop, monitor)?;
             }
             let (Some(image), Some(target), Some(rest)) = (image.finish(), target.finish(), rest.finish()) else {
                 return Err(Trouble::Image("internal error: parts of the image were not compared".into()));
@@ -269,16 +274,21 @@ impl<'a> Recorder<'a> {
 }
 
 impl Saved<'_> {
-    /// Adds all from the block on in which the image ends.
+    /// A block that goes back although it does not change: where a file only grows, nothing else would tell that it did.
+    fn one(&self, image_len: u64, target_len: u64) -> Option<u64> {
+        let needed = self.way == Way::Back && self.blocks.is_empty() && target_len < image_len;
+        blocks_in(target_len).checked_sub(1).filter(|_| needed)
+    }
+
+    /// Adds all of the target from a block on: that in which the image ends.
     fn keep_tail(
         &mut self,
         device: &dyn Device,
-        image_len: u64,
+        start: u64,
         target_len: u64,
         stop: &AtomicBool,
         monitor: &dyn Monitor,
     ) -> Result<(), Trouble> {
-        let start = image_len / BLOCK;
         let mut tail = BlockSet::new();
         tail.insert(Extent { start, count: blocks_in(target_len) - start });
         tail.extents().for_each(|extent| self.blocks.insert(extent));
@@ -310,6 +320,13 @@ fn continued(device: &dyn Device, offset: u64, bytes: &[u8], target_len: u64) ->
     let mut rest = AlignedBuffer::new((end - offset) as usize - bytes.len());
     read_padded(device, offset + bytes.len() as u64, &mut rest)?;
     Ok([bytes, &rest].concat())
+}
+
+/// The digest of the target's part at `offset` with a block left out.
+fn part_without(device: &dyn Device, offset: u64, block: u64, target_len: u64) -> Result<PartDigest, Trouble> {
+    let mut part = continued(device, offset, &[], target_len)?;
+    part[(block * BLOCK - offset) as usize..].fill(0); // it is the last one
+    Ok(PartDigest::new(offset, &part, target_len))
 }
 
 /// Adds the target's parts behind the one in which the image ends.
