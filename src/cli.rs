@@ -44,8 +44,8 @@ pub enum Verb {
     #[command(
         after_help = "Nothing is written before the delta, the target's size and its content have been\nchecked. \
             After an interruption run the same command again, with the same delta\nfile, to finish.\n\n\
-            The file of '--undo' is complete and durable before the first write. It is a delta\nlike any other, and goes \
-            back also from a target that is patched only in part. It\nis not overwritten if it exists; a run that is taken \
+            The file of '--undo' is complete and durable before the first write. It is a\ndelta like any other, and goes \
+            back also from a target that is patched only in part.\nIt is not overwritten if it exists; a run that is taken \
             up keeps it.\n\n\
             Examples:\n  sudo blkpatch patch update.delta /dev/sdX\n  \
             sudo blkpatch patch --undo back.delta update.delta /dev/sdX\n  sudo blkpatch patch back.delta /dev/sdX"
