@@ -45,7 +45,11 @@ pub enum Verb {
     #[command(
         after_help = "Nothing is written before the delta, the target's size and its content (with\n--old: that of OLD) have \
             been checked. After an interruption run the same command\nagain, with the same delta file, to finish.\n\n\
+            The file of '--undo' is complete and durable before the first write. It is a\ndelta like any other, and goes \
+            back also from a target that is patched only in part.\nIt is not overwritten if it exists; a run that is taken \
+            up keeps it.\n\n\
             Examples:\n  sudo blkpatch patch update.delta /dev/sdX\n  \
+            sudo blkpatch patch --undo back.delta update.delta /dev/sdX\n  sudo blkpatch patch back.delta /dev/sdX\n  \
             curl -s https://example.org/update.delta | sudo blkpatch patch - /dev/sdX\n  \
             sudo blkpatch patch update.delta /dev/sdX3 --old /dev/sdX2\n  \
             blkpatch patch update.delta v2.img --old v1.img"
@@ -58,7 +62,9 @@ pub enum Verb {
             Exit codes: 0 done, or already equal; 1 refused or failed, target untouched;\n2 usage; 3 stopped after writing \
             began.\n\n\
             Examples:\n  sudo blkpatch sync v2.img /dev/sdX\n  sudo blkpatch sync v2.img.xz /dev/sdX\n  \
-            ssh server cat v2.img.zst | sudo blkpatch sync - /dev/sdX"
+            ssh server cat v2.img.zst | sudo blkpatch sync - /dev/sdX\n  \
+            sudo blkpatch sync --undo back.delta v2.img /dev/sdX\n  \
+            sudo blkpatch sync --save-delta v2.delta v2.img /dev/sdX"
     )]
     Sync(SyncArgs),
     /// Say which image a device holds: new, old, convertible or neither
@@ -121,7 +127,7 @@ pub struct PatchArgs {
     pub target: PathBuf,
     /// Read the old image from this device or file, which is never written, and build all of the new one in TARGET: a
     /// device, whatever it holds, or a file, which appears only when it is complete
-    #[arg(long, value_name = "OLD", conflicts_with = "verify")]
+    #[arg(long, value_name = "OLD", conflicts_with_all = ["verify", "undo"])]
     pub old: Option<PathBuf>,
     /// How much to check; with --old it is always everything
     #[arg(long, value_enum, default_value_t = VerifyArg::Full)]
@@ -129,6 +135,9 @@ pub struct PatchArgs {
     /// Check everything and say what would be written, but write nothing
     #[arg(long)]
     pub dry_run: bool,
+    /// First keep what will be overwritten in this file, a delta that goes back
+    #[arg(long, value_name = "FILE")]
+    pub undo: Option<PathBuf>,
     /// Refuse deltas that need more memory than this, such as 64M
     #[arg(long, default_value = "1G", value_parser = parse_size, value_name = "SIZE")]
     pub memory_limit: u64,
@@ -144,6 +153,12 @@ pub struct SyncArgs {
     /// Say how much would be written, but write nothing
     #[arg(long)]
     pub dry_run: bool,
+    /// First keep what will be overwritten in this file, a delta that goes back
+    #[arg(long, value_name = "FILE")]
+    pub undo: Option<PathBuf>,
+    /// Keep what is written, or with '--dry-run' would be, as a delta for the next such device
+    #[arg(long, value_name = "FILE")]
+    pub save_delta: Option<PathBuf>,
 }
 
 /// Arguments of `verify`.

@@ -365,7 +365,7 @@ fn zstd_level(level: u32) -> i32 {
 }
 
 /// Reads the finished delta as `patch` will, with the same checks.
-fn check_delta(file: &File) -> Result<u64, DeltaError> {
+pub(crate) fn check_delta(file: &File) -> Result<u64, DeltaError> {
     let file = file.try_clone().map_err(DeltaError::Io)?;
     let delta = Delta::open(Arc::new(file), u64::MAX)?;
     check_order(&delta)?;

@@ -164,6 +164,14 @@ pub enum Error {
         /// Why.
         why: String,
     },
+    /// `sync` is done, but not what was to be kept of it.
+    #[error("{name} holds the image now, checked by reading it back, but no delta was kept: {source}")]
+    Unsaved {
+        /// The target.
+        name: String,
+        /// Why.
+        source: Box<Error>,
+    },
     /// The target cannot be made right by this delta any more.
     #[error("{name} is damaged: {why}.\nThis delta cannot repair it: write the full new image, for example with dd")]
     Damaged {
@@ -200,7 +208,9 @@ impl Error {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Stopped { .. } | Self::Unfinished { .. } | Self::SlotUnfinished { .. } => exit::STOPPED,
+            Self::Stopped { .. } | Self::Unfinished { .. } | Self::SlotUnfinished { .. } | Self::Unsaved { .. } => {
+                exit::STOPPED
+            }
             Self::Damaged { .. } => exit::DAMAGED,
             _ => exit::REFUSED,
         }

@@ -72,9 +72,9 @@ fn run(cli: Cli) -> Result<u8, Error> {
         }
         Verb::Sync(args) => {
             let stop = stop_on_signal(terminal.writing_flag(), SYNC_STOPPED);
-            let options = SyncOptions { dry_run: args.dry_run };
+            let options = SyncOptions { dry_run: args.dry_run, undo: args.undo, save_delta: args.save_delta };
             let done = sync(&args.image, &args.target, &options, &stop, &terminal)?;
-            report::sync(&terminal, &args.target, &done, args.dry_run);
+            report::sync(&terminal, &args.target, &done, options.dry_run);
             Ok(exit::DONE)
         }
         Verb::Verify(args) => {
@@ -93,7 +93,7 @@ fn run(cli: Cli) -> Result<u8, Error> {
 fn run_patch(args: &PatchArgs, terminal: &Terminal) -> Result<(), Error> {
     let stop = stop_on_signal(terminal.writing_flag(), PATCH_STOPPED);
     let (verify, dry_run) = (verify_mode(args.verify), args.dry_run);
-    let options = PatchOptions { verify, dry_run, memory_limit: args.memory_limit };
+    let options = PatchOptions { verify, dry_run, memory_limit: args.memory_limit, undo: args.undo.clone() };
     let done = patch(&args.delta, &args.target, &options, &stop, terminal)?;
     report::patch(terminal, &args.target, &done, dry_run, verify);
     Ok(())

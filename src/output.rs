@@ -66,6 +66,26 @@ impl Output {
         let _ = File::open(folder_of(path)).and_then(|folder| folder.sync_all());
         Ok(())
     }
+
+    /// The same where nothing may have the name, and the name too must be durable.
+    ///
+    /// # Errors
+    /// The system's; also where something has the name.
+    pub fn finish_new(self, path: &Path) -> io::Result<()> {
+        self.file().sync_all()?;
+        match self {
+            Self::Named(file) => file.persist_noclobber(path).map(drop).map_err(|e| e.error)?,
+            Self::Unnamed(file) => {
+                let source = format!("/proc/self/fd/{}", file.as_raw_fd());
+                rustix::fs::linkat(CWD, source.as_str(), CWD, path, AtFlags::SYMLINK_FOLLOW)?;
+            }
+        }
+        match File::open(folder_of(path)).and_then(|folder| folder.sync_all()) {
+            // There are file systems whose folders cannot be synced; the file was.
+            Err(e) if !matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => Err(e),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Gives an unnamed file a name that nobody has: linkat(2) cannot replace, so a rename follows.

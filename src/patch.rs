@@ -10,15 +10,16 @@ use crate::monitor::{Monitor, Silent};
 use crate::outlet::{input_name, is_standard};
 use crate::spool::{Spooled, spool};
 use crate::target::{Mismatch, State, Survey, SurveyError, Verify, crc_of, reread_all, reread_touched, survey};
+use crate::undo::{Undo, refuse_target};
 use crate::units::{BLOCK, human};
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 /// How to patch.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct PatchOptions {
     /// How much is checked.
     pub verify: Verify,
@@ -26,6 +27,8 @@ pub struct PatchOptions {
     pub dry_run: bool,
     /// Bytes of memory that the delta may announce.
     pub memory_limit: u64,
+    /// Where to keep a delta that takes the target back to what it holds before the first write.
+    pub undo: Option<PathBuf>,
 }
 
 /// The memory that a delta may announce, unless the user says otherwise.
@@ -33,7 +36,7 @@ pub const DEFAULT_MEMORY_LIMIT: u64 = 1 << 30;
 
 impl Default for PatchOptions {
     fn default() -> Self {
-        Self { verify: Verify::Full, dry_run: false, memory_limit: DEFAULT_MEMORY_LIMIT }
+        Self { verify: Verify::Full, dry_run: false, memory_limit: DEFAULT_MEMORY_LIMIT, undo: None }
     }
 }
 
@@ -102,6 +105,9 @@ pub fn patch(
         monitor.note(&format!("the delta is labelled: {label}"));
     }
     let access = if options.dry_run { Access::Inspect } else { Access::Write };
+    if let Some(undo) = &options.undo {
+        refuse_target(undo, target)?;
+    }
     let device = open_target(target, access)?;
     device.warnings().iter().for_each(|warning| monitor.note(warning));
     patch_device(&opened, input_name(delta_path), &*device, options, stop, monitor)
@@ -144,6 +150,10 @@ pub fn patch_device(
         if done > 0 || options.verify != Verify::Touched && delta.route.old.is_some() {
             monitor.note(&convertible_note(device, delta, done, &survey.redo));
         }
+    }
+    if let Some(file) = &options.undo {
+        let working = working_len(device, delta, &survey.state);
+        Undo { opened, delta_path, device, survey: &survey, working, options, file, stop, monitor }.prepare()?;
     }
     if !options.dry_run {
         if device.len() != len {

@@ -1,8 +1,8 @@
 //! The delta format, version 1, as `spec/` defines it. Format only: no policy, no device.
 //!
 //! [`header`] and [`route`] are fixed tables; [`batch`] is the order, [`step`] the recipe, [`difference`] its differences, [`stream`] the compressed
-//! columns both are kept in, [`pack`]
-//! the form that these have in small deltas; [`memory`] is what patching takes, [`label`] a text that travels along. [`placement`] follows where old bytes lie while the order advances, and is what writer,
+//! columns both are kept in, [`literal`] writes deltas that read nothing, [`pack`] the form that streams have in small deltas;
+//! [`memory`] is what patching takes, [`label`] a text that travels along. [`placement`] follows where old bytes lie while the order advances, and is what writer,
 //! checker and patcher share. [`reader::Delta`] is a delta whose every byte has been checked.
 
 pub mod batch;
@@ -11,6 +11,7 @@ pub mod difference;
 pub mod error;
 pub mod header;
 pub mod label;
+pub mod literal;
 pub mod memory;
 pub mod pack;
 pub mod placement;

@@ -83,6 +83,7 @@ const FLUSH: usize = 64 << 10;
 pub struct DeltaWriter<'a> {
     old: &'a [u8],
     new: &'a [u8],
+    new_len: u64,
     spool_dir: &'a Path,
     table: BatchTable,
     placement: Placement<'a>,
@@ -117,6 +118,7 @@ impl<'a> DeltaWriter<'a> {
         Self {
             old,
             new,
+            new_len: new.len() as u64,
             spool_dir,
             table: BatchTable::default(),
             placement: Placement::new(touched),
@@ -136,6 +138,12 @@ impl<'a> DeltaWriter<'a> {
         Self { label, ..self }
     }
 
+    /// Sets the length in bytes of a new image that is not at hand as a whole: see [`DeltaWriter::add_literal`]. To be
+    /// called before its last block is added.
+    pub fn set_length(&mut self, new_len: u64) {
+        self.new_len = new_len;
+    }
+
     /// With some rules not enforced: for the crash test only.
     #[doc(hidden)]
     #[must_use]
@@ -152,6 +160,18 @@ impl<'a> DeltaWriter<'a> {
     /// # Errors
     /// A rule that the order breaks, or a failure to spool.
     pub fn add(&mut self, batch: &NewBatch) -> Result<(), WriteError> {
+        self.add_made(batch, None)
+    }
+
+    /// Adds the next batch, of zeros or of literals and zeros, whose bytes are `content`, extent behind extent.
+    ///
+    /// # Errors
+    /// As [`DeltaWriter::add`].
+    pub fn add_literal(&mut self, batch: &NewBatch, content: &[u8]) -> Result<(), WriteError> {
+        self.add_made(batch, Some(content))
+    }
+
+    fn add_made(&mut self, batch: &NewBatch, content: Option<&[u8]>) -> Result<(), WriteError> {
         let index = self.counts.batches;
         let missing = |block| super::DeltaError::Rule { rule: "source", batch: index, block };
         let kind = batch.kind();
@@ -163,7 +183,10 @@ impl<'a> DeltaWriter<'a> {
         let crc = match kind {
             BatchKind::Zero => 0, // by arithmetic
             BatchKind::Save => self.save_crc(batch),
-            BatchKind::Data => crc_of(self.new, batch.extents.iter().map(|e| e.bytes(self.new.len() as u64))),
+            BatchKind::Data => match content {
+                Some(content) => crc32fast::hash(content),
+                None => crc_of(self.new, batch.extents.iter().map(|e| e.bytes(self.new_len))),
+            },
         };
         let source_crc = crc_of(self.old, sources.home.iter().cloned());
         self.table.push(kind, batch.barrier, &batch.extents, &batch.saved, (crc, source_crc));
@@ -173,7 +196,14 @@ impl<'a> DeltaWriter<'a> {
         self.count(batch, kind, &sources);
         if kind == BatchKind::Data {
             self.differences.start_batch();
-            batch.steps.iter().try_for_each(|step| self.add_step(step, &batch.extents))?;
+            let (image, mut rest) = (self.new, content);
+            for step in &batch.steps {
+                let made = match &mut rest {
+                    Some(rest) => rest.split_off(..step.len as usize).unwrap_or_default(),
+                    None => slice(image, &(step.dst..step.dst + step.len)),
+                };
+                self.add_step(step, &batch.extents, made)?;
+            }
         }
         Ok(())
     }
@@ -211,18 +241,17 @@ impl<'a> DeltaWriter<'a> {
         crc32fast::hash(&content)
     }
 
-    fn add_step(&mut self, step: &Step, extents: &[Extent]) -> Result<(), WriteError> {
+    fn add_step(&mut self, step: &Step, extents: &[Extent], made: &[u8]) -> Result<(), WriteError> {
         self.column(Kind::StepKinds).push(step.kind as u8);
         let end = step.dst + step.len;
         let last = blocks_touched(&(step.dst..end));
         let i = extents.partition_point(|e| e.end() <= last.start);
-        let to_end = extents.get(i).is_some_and(|e| e.bytes(self.new.len() as u64).end == end);
+        let to_end = extents.get(i).is_some_and(|e| e.bytes(self.new_len).end == end);
         varint::put(self.column(Kind::StepLengths), if to_end { 0 } else { step.len });
         if let Some(space) = step.kind.space() {
             let coded = self.prediction.encode(space, step.dst, step.src);
             varint::put_signed(self.column(Kind::StepSources), coded);
         }
-        let made = slice(self.new, &(step.dst..end));
         match step.kind {
             StepKind::Literal => self.column(Kind::Literals).extend_from_slice(made),
             StepKind::Add => self.add_differences(step, made, slice(self.old, &(step.src..step.src + step.len))),

@@ -100,6 +100,11 @@ impl<'a> Image<'a> {
         Err(Error::Unusable { path: path.to_owned(), why })
     }
 
+    /// Opens it again from its start.
+    pub fn again<'b>(&self, end: &'b End<'b>) -> Result<Image<'b>, Error> {
+        Image::open(&self.path, end)
+    }
+
     fn from_standard_input(end: &'a End<'a>) -> Result<Self, Error> {
         let path = Path::new("standard input");
         let input = std::io::stdin();
@@ -150,6 +155,18 @@ impl<'a> Image<'a> {
     pub fn empty(&self) -> Error {
         Error::Unusable { path: self.path.clone(), why: "holds no image: it is empty" }
     }
+}
+
+/// Refuses what can be read only once.
+pub(super) fn refuse_stream(path: &Path) -> Result<(), Error> {
+    let pipe = std::fs::metadata(path).is_ok_and(|meta| meta.file_type().is_fifo());
+    if path != Path::new("-") && !pipe {
+        return Ok(());
+    }
+    let why = "can be read only once, and '--undo' reads the image twice, as it keeps everything before the first write: \
+               write the image to a file first";
+    let path = if pipe { path } else { Path::new("standard input") };
+    Err(Error::Unusable { path: path.to_owned(), why })
 }
 
 fn read_head<'a>(file: File, path: &Path, end: &'a End<'a>) -> Result<Head<'a>, Error> {

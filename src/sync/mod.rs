@@ -6,30 +6,40 @@
 
 mod blocks;
 mod image;
+mod keep;
 mod length;
+mod record;
 mod stream;
 mod trouble;
 mod work;
 
+use crate::blockset::BlockSet;
 use crate::device::{Access, Device, open_target, shared_storage};
 use crate::error::Error;
 use crate::monitor::Monitor;
 use crate::sweep::{Chunks, sweep};
 use crate::target::SurveyError;
+use crate::undo::refuse_target;
 use blocks::Written;
-use image::Image;
+use image::{Image, refuse_stream};
+use keep::sync_and_keep;
+use record::{Complete, Recorder};
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use trouble::Trouble;
-use work::{End, Work};
+use work::{End, Observer, Work};
 
 /// How to sync.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct SyncOptions {
     /// Only count what differs.
     pub dry_run: bool,
+    /// Where to keep a delta that takes the target back to what it held.
+    pub undo: Option<PathBuf>,
+    /// Where to keep a delta that does the same as this run to an identical target; also of a dry run.
+    pub save_delta: Option<PathBuf>,
 }
 
 /// What `sync` did.
@@ -59,8 +69,13 @@ pub fn sync(
 ) -> Result<SyncReport, Error> {
     let start = Instant::now();
     let end = End::new(stop);
+    if options.undo.is_some() {
+        refuse_stream(image)?;
+    }
     let image = Image::open(image, &end)?;
     refuse_itself(&image, target)?;
+    let files = [&options.undo, &options.save_delta];
+    files.into_iter().flatten().try_for_each(|file| refuse_target(file, target))?;
     if image.len == Some(0) {
         return Err(image.empty());
     }
@@ -89,38 +104,83 @@ fn sync_device(
     end: &End<'_>,
     monitor: &dyn Monitor,
 ) -> Result<SyncReport, Error> {
-    let len_before = device.len();
-    let room = (!device.resizable()).then_some(len_before);
-    prepare(image, device, room, options)?;
-    monitor.phase("comparing", image.len.unwrap_or(0));
-    let work = Work {
-        source: &*image.source,
-        image: &image.name,
-        device,
-        room,
-        dry_run: options.dry_run,
-        end,
-        monitor,
-        log: Default::default(),
-        began: AtomicBool::new(false),
-        differing: Default::default(),
-        written: Default::default(),
-    };
-    let done = work.run().and_then(|()| image.unchanged());
-    let compared = image.source.taken();
-    if done.is_ok() && compared == 0 {
-        return Err(image.empty());
+    if options.undo.is_none() && options.save_delta.is_none() {
+        let pass = Pass { image, device, dry_run: options.dry_run, only: None, grow: None, end, monitor };
+        return pass.run(None).map(|(report, _)| report);
     }
-    let resize = (device.resizable() && len_before != compared).then_some(compared);
-    let done = settle(&work, done, resize.filter(|_| !options.dry_run), monitor);
-    let written = work.began.load(Ordering::SeqCst).then(|| work.written.load(Ordering::Relaxed));
-    done.map_err(|trouble| trouble.into_error(device.name(), written))?;
-    let differing = work.differing.load(Ordering::Relaxed);
-    Ok(SyncReport { compared, differing, resized_from: resize.map(|_| len_before), elapsed: Duration::ZERO })
+    sync_and_keep(image, device, options, end, monitor)
+}
+
+/// One reading of the image.
+struct Pass<'a> {
+    image: &'a Image<'a>,
+    device: &'a dyn Device,
+    dry_run: bool,
+    /// The only blocks that may be written.
+    only: Option<&'a BlockSet>,
+    /// The length that a file gets before anything is written; otherwise it grows with what is written.
+    grow: Option<u64>,
+    end: &'a End<'a>,
+    monitor: &'a dyn Monitor,
+}
+
+impl<'a> Pass<'a> {
+    /// Compares, and writes what differs; yields what `recorder` was given, also.
+    fn run<'r>(&self, recorder: Option<&Recorder<'r>>) -> Result<(SyncReport, Vec<Complete<'r>>), Error> {
+        let Self { image, device, dry_run, end, monitor, .. } = *self;
+        let len_before = device.len();
+        let room = (!device.resizable()).then_some(len_before);
+        prepare(image, device, room, dry_run)?;
+        monitor.phase("comparing", image.len.unwrap_or(0));
+        let show = |offset: u64, image: &[u8], target: &[u8]| match recorder {
+            Some(recorder) => recorder.chunk(offset, image, target, end),
+            None => Ok(()),
+        };
+        let work = Work {
+            source: &*image.source,
+            image: &image.name,
+            device,
+            room,
+            dry_run,
+            recorder: recorder.map(|_| &show as &Observer<'_>),
+            only: self.only,
+            end,
+            monitor,
+            log: Default::default(),
+            began: AtomicBool::new(false),
+            differing: Default::default(),
+            written: Default::default(),
+        };
+        let grown = self.grow.map_or(Ok(()), |len| {
+            work.begin();
+            Ok(device.set_len(len)?)
+        });
+        let done = grown.and_then(|()| work.run()).and_then(|()| image.unchanged());
+        let compared = image.source.taken();
+        if done.is_ok() && compared == 0 {
+            return Err(image.empty());
+        }
+        let resize = (device.resizable() && len_before != compared).then_some(compared);
+        // What a file is cut of must have been read before.
+        let complete = done.and_then(|()| match recorder {
+            Some(recorder) => recorder.finish(device, compared, end.stop, monitor),
+            None => Ok(Vec::new()),
+        });
+        let (done, complete) = match complete {
+            Ok(complete) => (Ok(()), complete),
+            Err(trouble) => (Err(trouble), Vec::new()),
+        };
+        let done = settle(&work, done, resize.filter(|_| !dry_run), monitor);
+        let written = work.began.load(Ordering::SeqCst).then(|| work.written.load(Ordering::Relaxed));
+        done.map_err(|trouble| trouble.into_error(device.name(), written))?;
+        let differing = work.differing.load(Ordering::Relaxed);
+        let resized_from = resize.map(|_| len_before);
+        Ok((SyncReport { compared, differing, resized_from, elapsed: Duration::ZERO }, complete))
+    }
 }
 
 /// Checks what can be known before the image is read, and makes reads show what the medium holds.
-fn prepare(image: &Image<'_>, device: &dyn Device, room: Option<u64>, options: &SyncOptions) -> Result<(), Error> {
+fn prepare(image: &Image<'_>, device: &dyn Device, room: Option<u64>, dry_run: bool) -> Result<(), Error> {
     if let (Some(needed), Some(actual)) = (image.len, room)
         && needed > actual
     {
@@ -135,7 +195,7 @@ fn prepare(image: &Image<'_>, device: &dyn Device, room: Option<u64>, options: &
             next: "Use a larger target, or a smaller image",
         });
     }
-    if !options.dry_run {
+    if !dry_run {
         device.sync()?; // what others wrote may still be on its way
     }
     Ok(device.forget_cache()?)

@@ -49,7 +49,7 @@ fn only_differing_blocks_are_counted_and_written() {
     old.extend([9; 5000]);
     let device = MemoryDevice::new(old.clone(), false);
     let changed = (5 * B + LEN % B) as u64;
-    let dry = sync_to(&image, &device, &SyncOptions { dry_run: true }, &Silent).unwrap();
+    let dry = sync_to(&image, &device, &SyncOptions { dry_run: true, ..SyncOptions::default() }, &Silent).unwrap();
     assert_eq!((dry.compared, dry.differing), (LEN as u64, changed));
     assert!(device.contents() == old);
     let done = sync_to(&image, &device, &SyncOptions::default(), &Silent).unwrap();

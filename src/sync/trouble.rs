@@ -25,6 +25,12 @@ pub(super) enum Trouble {
     /// The image was written meanwhile.
     #[error("{0} was written by another program while it was read")]
     Changed(String),
+    /// A delta that was to be kept cannot be written.
+    #[error("{0}")]
+    Unsaved(String),
+    /// The image has yielded something else than when it was compared.
+    #[error("{image} was not the same when it was read again: bytes {} to {} of it were right on {target} before", .bytes.start, .bytes.end)]
+    Inconstant { image: String, target: String, bytes: Range<u64> },
     /// The target does not hold what was written.
     #[error(
         "reading back what was written between bytes {} and {} gives something else: the medium, or one below it that \
@@ -44,6 +50,8 @@ impl Trouble {
             Self::Image(_) => "Run the same command again when the image can be read",
             Self::Corrupt { .. } => "Run the command again with a good image",
             Self::TooLong { .. } => "Use a larger target, or a smaller image",
+            Self::Unsaved(_) => "Run the same command again with a file that can be written, to finish",
+            Self::Inconstant { .. } => "Run the same command again when nobody writes the image, or use a copy of it",
             Self::Changed(_) => "Run the same command again when nobody writes the image",
             Self::Unkept(_) => "Run the same command again; if that ends in the same way, the medium is bad",
         }

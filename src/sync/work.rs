@@ -3,11 +3,12 @@
 use super::blocks::{Differing, Written, pieces};
 use super::image::{Piece, Source};
 use super::trouble::Trouble;
+use crate::blockset::BlockSet;
 use crate::device::{AlignedBuffer, Device};
 use crate::digest::ZERO_PART;
 use crate::monitor::Monitor;
 use crate::sweep::{CHUNK, read_padded, threads};
-use crate::units::PART;
+use crate::units::{PART, blocks_touched};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -17,7 +18,7 @@ const _: () = assert!(CHUNK <= PART);
 /// Whether everybody is to end: the user wants it, or something failed.
 #[derive(Debug)]
 pub(super) struct End<'a> {
-    stop: &'a AtomicBool,
+    pub stop: &'a AtomicBool,
     failed: AtomicBool,
 }
 
@@ -36,6 +37,9 @@ impl<'a> End<'a> {
     }
 }
 
+/// Takes an offset, a chunk of the image there, and as many bytes of the target.
+pub(super) type Observer<'a> = dyn Fn(u64, &[u8], &[u8]) -> Result<(), Trouble> + Sync + 'a;
+
 /// What the threads share.
 pub(super) struct Work<'a> {
     pub source: &'a dyn Source,
@@ -45,6 +49,10 @@ pub(super) struct Work<'a> {
     /// Bytes that fit; `None` where it can grow.
     pub room: Option<u64>,
     pub dry_run: bool,
+    /// Who is shown every chunk, of the image and of the target, before anything of it is written.
+    pub recorder: Option<&'a Observer<'a>>,
+    /// The only blocks that may be written.
+    pub only: Option<&'a BlockSet>,
     pub end: &'a End<'a>,
     pub monitor: &'a dyn Monitor,
     pub log: Mutex<Log>,
@@ -116,10 +124,13 @@ impl Work<'_> {
             let (image, target) = (self.image.to_owned(), self.device.name());
             return Err(Trouble::TooLong { image, target, len: self.room.unwrap_or(0) });
         }
-        if !(hole && self.is_empty(offset, len as u64)) {
+        let image = if hole { &ZERO_PART[..len] } else { image };
+        if hole && self.is_empty(offset, len as u64) {
+            self.record(offset, image, image)?;
+        } else {
             target.resize(len);
             read_padded(self.device, offset, target)?;
-            let image = if hole { &ZERO_PART[..len] } else { image };
+            self.record(offset, image, target)?;
             let differing = Differing::between(image, target);
             if !differing.is_empty() {
                 self.write(offset, image, &differing)?;
@@ -127,6 +138,10 @@ impl Work<'_> {
         }
         self.monitor.advance(len as u64);
         Ok(())
+    }
+
+    fn record(&self, offset: u64, image: &[u8], target: &[u8]) -> Result<(), Trouble> {
+        self.recorder.map_or(Ok(()), |recorder| recorder(offset, image, target))
     }
 
     /// Whether the target is known to be zeros there without reading it, also because a file yet has to grow.
@@ -139,6 +154,11 @@ impl Work<'_> {
             self.differing.fetch_add(run.len() as u64, Ordering::Relaxed);
             if self.dry_run {
                 continue;
+            }
+            let bytes = offset + run.start as u64..offset + run.end as u64;
+            if self.only.is_some_and(|only| only.runs_in(blocks_touched(&bytes)).any(|(_, inside)| !inside)) {
+                let (image, target) = (self.image.to_owned(), self.device.name());
+                return Err(Trouble::Inconstant { image, target, bytes });
             }
             self.begin();
             for (piece, zeros) in pieces(&image[run.clone()]) {

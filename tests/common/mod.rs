@@ -162,6 +162,14 @@ pub fn signal(child: &mut Child, name: &str) {
     }
 }
 
+/// What a run does as it is watched, so that it can be killed at a chosen moment rather than after a chosen time.
+pub fn kill_when(child: &mut Child, mut reached: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while child.try_wait().unwrap().is_none() && !reached() && Instant::now() < deadline {
+        std::thread::yield_now();
+    }
+}
+
 // ----------------------------------------------------------------------------------------------------- scenes
 
 /// A folder with the files of one test.
@@ -473,6 +481,26 @@ pub fn chain_scene() -> Scene {
     let info = info(&scene.path("delta"));
     assert_eq!((info_number(&info, "batches"), info_number(&info, "saves")), (3, 0), "the chain's order");
     scene
+}
+
+/// Several MiB of moves, swaps, shifts and edits, so that batches depend on each other, with saves and zeros.
+pub fn busy_pair(len: usize) -> (Vec<u8>, Vec<u8>) {
+    let blocks = len / BLOCK;
+    let old = random(71, len);
+    let (a, b) = (blocks / 4 * BLOCK, blocks / 2 * BLOCK);
+    // Swapped quarters, a part shifted by 100 bytes, shuffled runs of 16 blocks, edits, zeros.
+    let mut new = [&old[a..b], &old[..a]].concat();
+    new.extend(random(72, 100));
+    new.extend_from_slice(&old[b..b + a - 100]);
+    let tail = new.len();
+    let runs = (len - tail) / (16 * BLOCK);
+    for i in Rng::new(73).permutation(runs) {
+        new.extend_from_slice(&old[tail + i * 16 * BLOCK..tail + (i + 1) * 16 * BLOCK]);
+    }
+    new.extend_from_slice(&old[new.len()..]);
+    new.iter_mut().skip(5 * BLOCK).step_by(9 * BLOCK).for_each(|byte| *byte ^= 0xA5);
+    new[b..b + 20 * BLOCK].fill(0);
+    (old, new)
 }
 
 /// Blocks of `new` that differ from `old` at the same place, or are not wholly within it.

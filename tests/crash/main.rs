@@ -15,6 +15,7 @@ mod recoveries;
 mod rng;
 mod session;
 mod sketch;
+mod undo;
 
 use blkpatch::target::Verify;
 use blkpatch::units::{BLOCK, count_blocks};
