@@ -1,6 +1,7 @@
 //! The command line: types and help, no logic.
 
 use blkpatch::delta::label::Label;
+use blkpatch::qcow2::Format;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::{Path, PathBuf};
 
@@ -61,6 +62,12 @@ pub enum Verb {
             ssh server cat v2.img.zst | sudo blkpatch sync - /dev/sdX"
     )]
     Sync(SyncArgs),
+    /// Write a delta as a qcow2 overlay on the old image, to try the new one in QEMU
+    #[command(after_help = "OLD is only read, and checked first. The overlay names it as its backing file: by its bare\n\
+            name where both lie in one folder, else by its whole path. OLD must not change as long\nas the overlay is used.\n\n\
+            Example:\n  blkpatch export update.delta --old v1.img -o try.qcow2\n  \
+            qemu-system-x86_64 -m 1G -drive file=try.qcow2")]
+    Export(ExportArgs),
     /// Say which image a device holds: new, old, convertible or neither
     #[command(after_help = "Exit code: 0 new, 10 old, 11 convertible (neither, but 'patch' gives the new\nimage), \
             12 neither; 1 for a failure.\n\nExample:\n  sudo blkpatch verify update.delta /dev/sdX")]
@@ -94,6 +101,9 @@ pub struct DiffArgs {
     /// Memory for the index of the old image, such as 256M
     #[arg(long, default_value = "512M", value_parser = parse_size, value_name = "SIZE")]
     pub memory: u64,
+    /// Format of the images, or of OLD and of NEW, as in raw,qcow2
+    #[arg(long, value_enum, default_value = "auto", value_delimiter = ',', num_args = 1, value_name = "FORMAT")]
+    pub format: Vec<FormatArg>,
 }
 
 /// Arguments of `sign`.
@@ -110,6 +120,9 @@ pub struct SignArgs {
     /// Bytes of each strong checksum
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(4..=16), value_name = "BYTES")]
     pub strong: u32,
+    /// Format of the image
+    #[arg(long, value_enum, default_value_t = FormatArg::Auto)]
+    pub format: FormatArg,
 }
 
 /// Arguments of `patch`.
@@ -144,6 +157,28 @@ pub struct SyncArgs {
     /// Say how much would be written, but write nothing
     #[arg(long)]
     pub dry_run: bool,
+    /// Format of the image
+    #[arg(long, value_enum, default_value_t = FormatArg::Auto)]
+    pub format: FormatArg,
+}
+
+/// Arguments of `export`.
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// The delta
+    pub delta: PathBuf,
+    /// The old image: a file or a block device
+    #[arg(long)]
+    pub old: PathBuf,
+    /// The overlay; it appears only when it is complete
+    #[arg(short, long, value_name = "OVERLAY")]
+    pub output: PathBuf,
+    /// Format of the old image
+    #[arg(long, value_enum, default_value_t = FormatArg::Auto)]
+    pub format: FormatArg,
+    /// Refuse deltas that need more memory than this, such as 64M
+    #[arg(long, default_value = "1G", value_parser = parse_size, value_name = "SIZE")]
+    pub memory_limit: u64,
 }
 
 /// Arguments of `verify`.
@@ -182,6 +217,28 @@ pub enum VerifyArg {
     Touched,
 }
 
+/// The format of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FormatArg {
+    /// qcow2 where a file's name and content say so, else raw
+    Auto,
+    /// The bytes as they are, whatever they look like
+    Raw,
+    /// qcow2, read with its backing files
+    Qcow2,
+}
+
+impl FormatArg {
+    /// What it means.
+    pub fn format(self) -> Format {
+        match self {
+            Self::Auto => Format::Auto,
+            Self::Raw => Format::Raw,
+            Self::Qcow2 => Format::Qcow2,
+        }
+    }
+}
+
 /// Reads `512`, `64K`, `256M`, `1G`, `2T`: bytes, or powers of 1024.
 fn parse_size(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
@@ -204,8 +261,20 @@ fn parse_block(text: &str) -> Result<u32, String> {
 }
 
 impl DiffArgs {
+    /// The formats of the old and of the new image.
+    pub fn formats(&self) -> (Format, Format) {
+        match &self.format[..] {
+            [old, new] => (old.format(), new.format()),
+            [both, ..] => (both.format(), both.format()),
+            [] => Default::default(),
+        }
+    }
+
     /// The old image, or its signature, and the new image.
     pub fn inputs(&self) -> Result<(DiffFrom<'_>, &Path), clap::Error> {
+        if self.format.len() > 2 {
+            return Err(usage("'--format' takes one format, or those of the old and of the new image"));
+        }
         match (&self.signature, &self.images[..]) {
             (None, [old, new]) => Ok((DiffFrom::Image(old), new)),
             (Some(signature), [new]) => Ok((DiffFrom::Signature(signature), new)),

@@ -14,6 +14,7 @@ mod work;
 use crate::device::{Access, Device, open_target, shared_storage};
 use crate::error::Error;
 use crate::monitor::Monitor;
+use crate::qcow2::Format;
 use crate::sweep::{Chunks, sweep};
 use crate::target::SurveyError;
 use blocks::Written;
@@ -30,6 +31,8 @@ use work::{End, Work};
 pub struct SyncOptions {
     /// Only count what differs.
     pub dry_run: bool,
+    /// The image's format.
+    pub format: Format,
 }
 
 /// What `sync` did.
@@ -59,7 +62,7 @@ pub fn sync(
 ) -> Result<SyncReport, Error> {
     let start = Instant::now();
     let end = End::new(stop);
-    let image = Image::open(image, &end)?;
+    let image = Image::open(image, options.format, &end, monitor)?;
     refuse_itself(&image, target)?;
     if image.len == Some(0) {
         return Err(image.empty());
@@ -73,7 +76,7 @@ pub fn sync(
 /// An image must not be written over itself.
 fn refuse_itself(image: &Image<'_>, target: &Path) -> Result<(), Error> {
     let Ok(meta) = std::fs::metadata(target) else { return Ok(()) }; // opening it will tell
-    match shared_storage(&image.meta, &meta) {
+    match image.metas().find_map(|image| shared_storage(image, &meta)) {
         None => Ok(()),
         Some(how) => Err(Error::Image {
             why: format!("{} cannot be written to {}: {how}", image.name, target.display()),

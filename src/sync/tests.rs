@@ -34,7 +34,7 @@ fn sync_to(
 ) -> Result<SyncReport, Error> {
     let stop = AtomicBool::new(false);
     let end = End::new(&stop);
-    let image = Image::open(image, &end)?;
+    let image = Image::open(image, options.format, &end, &Silent)?;
     sync_device(&image, device, options, &end, monitor)
 }
 
@@ -49,7 +49,7 @@ fn only_differing_blocks_are_counted_and_written() {
     old.extend([9; 5000]);
     let device = MemoryDevice::new(old.clone(), false);
     let changed = (5 * B + LEN % B) as u64;
-    let dry = sync_to(&image, &device, &SyncOptions { dry_run: true }, &Silent).unwrap();
+    let dry = sync_to(&image, &device, &SyncOptions { dry_run: true, ..SyncOptions::default() }, &Silent).unwrap();
     assert_eq!((dry.compared, dry.differing), (LEN as u64, changed));
     assert!(device.contents() == old);
     let done = sync_to(&image, &device, &SyncOptions::default(), &Silent).unwrap();
@@ -143,7 +143,7 @@ fn a_wish_to_stop_is_heard_before_the_first_write() {
     let (_folder, path) = scene(&noise(LEN));
     let stop = AtomicBool::new(false);
     let end = End::new(&stop);
-    let image = Image::open(&path, &end).unwrap();
+    let image = Image::open(&path, Format::Auto, &end, &Silent).unwrap();
     stop.store(true, Ordering::SeqCst);
     let device = MemoryDevice::new(vec![0; LEN], false);
     let failed = sync_device(&image, &device, &SyncOptions::default(), &end, &Silent).unwrap_err();
