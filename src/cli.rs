@@ -34,7 +34,11 @@ pub enum Verb {
         after_help = "Examples:\n  blkpatch diff v1.img v2.img -o update.delta\n  \
             blkpatch diff --signature v1.sig v2.img -o update.delta\n\n\
             From a signature whole blocks are found again, wherever they lie, but not content\n\
-            that changed a little: such a delta is larger than one made from the old image."
+            that changed a little: such a delta is larger than one made from the old image.\n\n\
+            A file that begins like qcow2 and whose name ends in .qcow2 is read as qcow2, with its\n\
+            backing files, which are named in a note. Where name and content disagree it is refused:\n\
+            say which it is with '--format'. Never guess: whoever uses a raw disk can make it look\n\
+            like a qcow2 image that names any of your files as its backing file. Devices are raw."
     )]
     Diff(DiffArgs),
     /// Write the signature of an image: the checksums of its blocks
@@ -56,6 +60,9 @@ pub enum Verb {
     #[command(
         after_help = "Where the image is at hand, no delta is needed. What is right already is not\nwritten, what is written \
             is read back and compared. After an interruption run\nthe same command again.\n\n\
+            A file that begins like qcow2 and whose name ends in .qcow2 is read as qcow2, with its\nbacking files, which \
+            are named in a note. Where name and content disagree it is refused:\nsay which it is with '--format'. \
+            Devices, pipes and TARGET are raw.\n\n\
             Exit codes: 0 done, or already equal; 1 refused or failed, target untouched;\n2 usage; 3 stopped after writing \
             began.\n\n\
             Examples:\n  sudo blkpatch sync v2.img /dev/sdX\n  sudo blkpatch sync v2.img.xz /dev/sdX\n  \
@@ -63,10 +70,12 @@ pub enum Verb {
     )]
     Sync(SyncArgs),
     /// Write a delta as a qcow2 overlay on the old image, to try the new one in QEMU
-    #[command(after_help = "OLD is only read, and checked first. The overlay names it as its backing file: by its bare\n\
+    #[command(
+        after_help = "OLD is only read, and checked first. The overlay names it as its backing file: by its bare\n\
             name where both lie in one folder, else by its whole path. OLD must not change as long\nas the overlay is used.\n\n\
             Example:\n  blkpatch export update.delta --old v1.img -o try.qcow2\n  \
-            qemu-system-x86_64 -m 1G -drive file=try.qcow2")]
+            qemu-system-x86_64 -m 1G -drive file=try.qcow2"
+    )]
     Export(ExportArgs),
     /// Say which image a device holds: new, old, convertible or neither
     #[command(after_help = "Exit code: 0 new, 10 old, 11 convertible (neither, but 'patch' gives the new\nimage), \
@@ -80,7 +89,7 @@ pub enum Verb {
 /// Arguments of `diff`.
 #[derive(Debug, Args)]
 pub struct DiffArgs {
-    /// The images, the old one first: files or block devices
+    /// The images, the old one first: files, also qcow2, or block devices
     #[arg(required = true, num_args = 1..=2, value_names = ["OLD", "NEW"])]
     pub images: Vec<PathBuf>,
     /// Take this signature of the old image in place of the image
@@ -109,7 +118,7 @@ pub struct DiffArgs {
 /// Arguments of `sign`.
 #[derive(Debug, Args)]
 pub struct SignArgs {
-    /// The image: a file or a block device
+    /// The image: a file, also qcow2, or a block device
     pub image: PathBuf,
     /// The signature, or - for standard output; it appears only when it is complete
     #[arg(short, long, value_name = "SIGNATURE")]
@@ -150,7 +159,7 @@ pub struct PatchArgs {
 /// Arguments of `sync`.
 #[derive(Debug, Args)]
 pub struct SyncArgs {
-    /// The image: a file, also one compressed by gzip, xz or zstd, a block device, or - for standard input
+    /// The image: a file, also qcow2 or one compressed by gzip, xz or zstd, a block device, or - for standard input
     pub image: PathBuf,
     /// The block device, or the image file, that is to hold it; a file gets the image's length
     pub target: PathBuf,
@@ -167,7 +176,7 @@ pub struct SyncArgs {
 pub struct ExportArgs {
     /// The delta
     pub delta: PathBuf,
-    /// The old image: a file or a block device
+    /// The old image: a file, also qcow2, or a block device
     #[arg(long)]
     pub old: PathBuf,
     /// The overlay; it appears only when it is complete

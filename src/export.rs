@@ -267,21 +267,32 @@ impl Builder<'_> {
 
     /// Writes the blocks that differ from what the target shows.
     fn put(&mut self, offset: u64, want: &[u8]) -> Result<(), WalkError> {
-        for (i, want) in want.chunks(PART as usize).enumerate() {
-            let at = offset + i as u64 * PART;
+        for (at, want) in (offset..).step_by(PART as usize).zip(want.chunks(PART as usize)) {
             let there = &mut self.there[..want.len()];
             self.target.read(at, there)?;
-            let blocks = there.chunks(BLOCK as usize).zip(want.chunks(BLOCK as usize));
-            for (at, (_, want)) in (at..).step_by(BLOCK as usize).zip(blocks).filter(|(_, (there, want))| there != want) {
-                if is_zero(want) {
-                    self.target.write_zeros(at, want.len() as u64)?;
-                } else {
-                    self.target.write(at, want)?;
+            let mut from = 0;
+            while from < want.len() {
+                let (what, len) = next_run(&there[from..], &want[from..]);
+                let (start, bytes) = (at + from as u64, &want[from..from + len]);
+                match what {
+                    Some(true) => self.target.write_zeros(start, len as u64)?,
+                    Some(false) => self.target.write(start, bytes)?,
+                    None => {}
                 }
+                from += len;
             }
         }
         Ok(())
     }
+}
+
+/// Whether the next blocks differ, and then whether they are to be zeros; and how many bytes of them are alike in that.
+fn next_run(there: &[u8], want: &[u8]) -> (Option<bool>, usize) {
+    let kind = |(there, want): (&[u8], &[u8])| (there != want).then(|| is_zero(want));
+    let mut blocks = there.chunks(BLOCK as usize).zip(want.chunks(BLOCK as usize)).map(kind);
+    let first = blocks.next().flatten();
+    let run = 1 + blocks.take_while(|kind| *kind == first).count();
+    (first, want.len().min(run * BLOCK as usize))
 }
 
 /// The blocks that steps read of one image.

@@ -61,7 +61,14 @@ fn run(cli: Cli) -> Result<u8, Error> {
         }
         Verb::Sign(args) => {
             let shape = Shape { block_len: args.block, strong_len: args.strong };
-            let done = sign(&args.image, &args.output, shape, args.format.format(), DiffOptions::default().threads, &terminal)?;
+            let done = sign(
+                &args.image,
+                &args.output,
+                shape,
+                args.format.format(),
+                DiffOptions::default().threads,
+                &terminal,
+            )?;
             report::sign(&terminal, &args.output, &done);
             Ok(exit::DONE)
         }

@@ -67,7 +67,6 @@ fn reads_like_qemu(scene: &Scene, old: &str, image: &Path) {
     fs::copy(scene.path(old), &target).unwrap();
     run(&[&"sync", &image, &target]).code(0);
     assert_same(&scene.read("target"), &expected, &format!("sync of {what}"));
-    run(&[&"sync", &image, &target]).code(0).says("nothing was written");
 
     run(&[&"diff", &scene.path(old), &image, &"-o", &delta, &"--level", &"1"]).code(0);
     let info = info(&delta);
@@ -75,15 +74,7 @@ fn reads_like_qemu(scene: &Scene, old: &str, image: &Path) {
     fs::copy(scene.path(old), &target).unwrap();
     run(&[&"patch", &delta, &target]).code(0);
     assert_same(&scene.read("target"), &expected, &format!("diff and patch of {what}"));
-
-    let raw = scene.write("raw", &expected);
-    for (image, name) in [(image, "a.sig"), (&raw, "b.sig")] {
-        run(&[&"sign", &image, &"-o", &scene.path(name)]).code(0);
-    }
-    assert_same(&scene.read("a.sig"), &scene.read("b.sig"), &format!("sign of {what}"));
-    for name in ["target", "delta", "raw", "a.sig", "b.sig"] {
-        fs::remove_file(scene.path(name)).unwrap();
-    }
+    fs::remove_file(delta).unwrap();
 }
 
 /// A raw image with data, zeros and an end within a cluster.
@@ -134,10 +125,9 @@ fn overlays_read_like_qemu_reads_them() {
                 zeros(4 * MIB + (512 << 10) + 2048, 4096),
             ],
         );
-        reads_like_qemu(&scene, "old", &first);
         let second = create(&scene.path("second.QCOW2"), options, Some(("first.qcow2", "qcow2")), 6 * MIB - 512);
-        reads_like_qemu(&scene, "old", &second);
         guest(&second, &[format!("write -P 3 {} 512", 3 * MIB + 100 * 512), zeros(0, 70 << 10)]);
+        reads_like_qemu(&scene, "old", &first);
         reads_like_qemu(&scene, "old", &second);
         let said = run(&[&"sync", &"--dry-run", &second, &scene.write("target", &[])]).code(0);
         said.says("second.QCOW2 is an overlay").says("first.qcow2, on ");
@@ -199,7 +189,9 @@ fn between_two_overlays_of_one_base_and_from_qcow2_to_raw() {
     run(&[&"patch", &scene.path("delta"), &target]).code(0);
     assert_same(&scene.read("target"), &base(), "the target");
     // From a signature, too.
+    run(&[&"sign", &scene.write("a", &old), &"-o", &scene.path("raw.sig")]).code(0);
     run(&[&"sign", &a, &"-o", &scene.path("sig")]).code(0);
+    assert_same(&scene.read("sig"), &scene.read("raw.sig"), "the signature");
     run(&[&"diff", &"--signature", &scene.path("sig"), &b, &"-o", &scene.path("delta")]).code(0);
     fs::write(&target, &old).unwrap();
     run(&[&"patch", &scene.path("delta"), &target]).code(0);
@@ -380,7 +372,7 @@ fn what_cannot_be_read_is_refused_untouched() {
     let number = |at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
     let l1 = number(40);
     let l2 = number(l1) & 0x00ff_ffff_ffff_fe00;
-    let mut damage = |at: usize, with: &[u8], why: &str| {
+    let damage = |at: usize, with: &[u8], why: &str| {
         let mut bytes = bytes.clone();
         bytes[at..at + with.len()].copy_from_slice(with);
         fs::write(&bad, bytes).unwrap();
@@ -452,11 +444,15 @@ fn chains_that_do_not_end_well_are_refused() {
     // A folder, and a chain that is longer than anybody makes.
     tool("qemu-img", &[&"rebase", &"-u", &"-b", &".", &"-F", &"qcow2", &a]);
     refused(&a, "not a regular file");
+    tool("qemu-img", &[&"rebase", &"-u", &"-b", &"01.qcow2", &"-F", &"qcow2", &a]);
+    let link = fs::read(&a).unwrap();
+    let at = link.windows(8).position(|name| name == b"01.qcow2").unwrap();
     for i in 0..70 {
-        let link = create(&scene.path(&format!("l{i}.qcow2")), "", None, MIB);
-        tool("qemu-img", &[&"rebase", &"-u", &"-b", &format!("l{}.qcow2", i + 1), &"-F", &"qcow2", &link]);
+        let mut link = link.clone();
+        link[at..at + 8].copy_from_slice(format!("{:02}.qcow2", i + 1).as_bytes());
+        scene.write(&format!("{i:02}.qcow2"), &link);
     }
-    refused(&scene.path("l0.qcow2"), "longer than 64");
+    refused(&scene.path("00.qcow2"), "longer than 64");
 }
 
 // ------------------------------------------------------------------------------------------------------- export
@@ -632,7 +628,9 @@ fn export_refuses_what_it_cannot_vouch_for() {
         tool("rdiff", &[&"-R", &"rollsum", &"-H", &"md4", &"signature", &scene.path("old"), &signature]);
         let bare = scene.path("bare");
         run(&[&"diff", &"--signature", &signature, &scene.path("new"), &"-o", &bare]).code(0);
-        run(&[&"export", &bare, &"--old", &scene.path("old"), &"-o", &overlay]).code(1).says("does not say what its old");
+        run(&[&"export", &bare, &"--old", &scene.path("old"), &"-o", &overlay])
+            .code(1)
+            .says("does not say what its old");
     }
     assert!(!overlay.exists());
 }

@@ -136,7 +136,8 @@ impl Chain {
         let mut names = self.members().map(|member| member.path.display().to_string());
         let first = names.next()?;
         let others: Vec<String> = names.collect();
-        (!others.is_empty()).then(|| format!("{first} is an overlay; its backing file is read as well: {}", others.join(", on ")))
+        (!others.is_empty())
+            .then(|| format!("{first} is an overlay; its backing file is read as well: {}", others.join(", on ")))
     }
 
     /// How many bytes from byte `at` on, at least 1 and at most up to `end`, either all lie in the base, if there is one

@@ -31,8 +31,10 @@ pub enum Qcow2Error {
     #[error("it uses features that are not known here (bits {0:#x})")]
     Features(u64),
     /// An entry of a table makes no sense.
-    #[error("it is damaged, or cut short: the entry for offset {guest} of the disk {why} (entry {entry:#018x}, the file has \
-             {file_len} bytes); 'qemu-img check' tells more")]
+    #[error(
+        "it is damaged, or cut short: the entry for offset {guest} of the disk {why} (entry {entry:#018x}, the file has \
+             {file_len} bytes); 'qemu-img check' tells more"
+    )]
     Entry {
         /// Byte of the disk.
         guest: u64,
@@ -43,6 +45,9 @@ pub enum Qcow2Error {
         /// Bytes of the file.
         file_len: u64,
     },
+    /// More data than the file has room for.
+    #[error("it is damaged: its tables, or clusters with data, overlap; 'qemu-img check' tells more")]
+    Overlap,
     /// Compressed data cannot be unpacked.
     #[error("it is damaged: the compressed data for offset {guest} of the disk cannot be unpacked: {why}")]
     Compressed {
@@ -52,7 +57,9 @@ pub enum Qcow2Error {
         why: String,
     },
     /// The name of the backing file is no plain path.
-    #[error("its backing file '{0}' is not given by a plain path; only files can be read (rebase it with 'qemu-img rebase -u')")]
+    #[error(
+        "its backing file '{0}' is not given by a plain path; only files can be read (rebase it with 'qemu-img rebase -u')"
+    )]
     BackingName(String),
     /// A backing file of a foreign format.
     #[error("its backing file '{name}' has the format '{format}'; only raw and qcow2 can be read")]

@@ -218,7 +218,9 @@ fn features(
     let compression = match (kind, bits & COMPRESSION != 0) {
         (0, false) => Compression::Deflate,
         (1, true) => Compression::Zstd,
-        (kind, _) => return Err(field("compression_type", kind.into(), "0 (deflate) or 1 (zstd), as the features say")),
+        (kind, _) => {
+            return Err(field("compression_type", kind.into(), "0 (deflate) or 1 (zstd), as the features say"));
+        }
     };
     let extended = bits & EXTENDED != 0;
     if extended && cluster_bits < 14 {

@@ -36,7 +36,11 @@ impl Member {
         // Asked before it is opened: opening a pipe would wait for somebody to write into it.
         let kind = std::fs::metadata(path).map_err(|e| Qcow2Error::Io("open", e))?.file_type();
         if !(kind.is_file() || devices && kind.is_block_device()) {
-            return Err(Qcow2Error::Kind(if devices { "is neither a file nor a block device" } else { "is not a regular file" }));
+            return Err(Qcow2Error::Kind(if devices {
+                "is neither a file nor a block device"
+            } else {
+                "is not a regular file"
+            }));
         }
         let stamp = stamp(path);
         let mut file = File::open(path).map_err(|e| Qcow2Error::Io("open", e))?;
@@ -73,11 +77,25 @@ impl Layer {
     fn of(member: Member, file: File, file_len: u64) -> Result<Self, Qcow2Error> {
         let header = Header::read(&file)?;
         let layer = Self { member, header, file, file_len, slices: Mutex::default() };
-        let mut at = 0;
-        while at < layer.header.size {
-            at += layer.place(at, layer.header.size)?.1;
-        }
+        layer.check()?;
         Ok(layer)
+    }
+
+    /// Checks all entries. Tables and clusters belong to one place of the disk each, so that all of them fit the file: one
+    /// that says otherwise would be read, and unpacked, nearly without end.
+    fn check(&self) -> Result<(), Qcow2Error> {
+        let (mut tables, mut data, mut at) = (0u64, 0u64, 0);
+        while at < self.header.size {
+            tables += u64::from(at.is_multiple_of(1 << self.header.span_log()) && self.table(at)?.is_some());
+            let (place, len) = self.place(at, self.header.size)?;
+            data += if matches!(place, Place::Data(_)) { len } else { 0 };
+            at += len;
+            // The last cluster of the file may be short.
+            if data + tables * self.header.cluster() > self.file_len + self.header.cluster() {
+                return Err(Qcow2Error::Overlap);
+            }
+        }
+        Ok(())
     }
 
     /// Where the bytes from byte `at` of the disk on are, and how many, at least 1 and at most up to `end`, are in one
@@ -131,7 +149,8 @@ impl Layer {
             return Ok(Arc::clone(slice));
         }
         let mut bytes = vec![0; SLICE as usize];
-        let len = read_up_to(&self.file, number.saturating_mul(SLICE), &mut bytes).map_err(|e| Qcow2Error::Io("read", e))?;
+        let len =
+            read_up_to(&self.file, number.saturating_mul(SLICE), &mut bytes).map_err(|e| Qcow2Error::Io("read", e))?;
         bytes.truncate(len);
         let slice = Arc::new(bytes);
         let mut slices = slices();

@@ -154,12 +154,7 @@ impl<'a> Image<'a> {
         Ok(Self::of_device(path, Box::new(chain), metas, stamps))
     }
 
-    fn of_device(
-        path: &Path,
-        device: Box<dyn Device>,
-        metas: Vec<Metadata>,
-        stamps: Vec<(PathBuf, Stamp)>,
-    ) -> Self {
+    fn of_device(path: &Path, device: Box<dyn Device>, metas: Vec<Metadata>, stamps: Vec<(PathBuf, Stamp)>) -> Self {
         let len = device.len();
         let source = Box::new(Plain { device, len, next: AtomicU64::new(0) });
         let (name, path) = (path.display().to_string(), path.to_owned());
