@@ -1,30 +1,26 @@
 //! `export`: writes a delta as a qcow2 overlay on the old image, so that the new one can be tried in QEMU before any disk
 //! is touched. The old image is only read, and checked first.
 //!
-//! All old bytes are at home here, so that saves and barriers have nothing to protect: batches are taken in order only
-//! because their columns are (spec, chapter 6).
+//! The overlay, while it is made, is a device that shows the old image: so what batches write is made on it as in another
+//! slot, and what they leave alone is there already.
 
-use crate::apply::WalkError;
-use crate::delta::batch::{Batch, BatchKind};
-use crate::delta::placement::Sources;
-use crate::delta::step::{Space, Step, StepReader};
-use crate::delta::{Delta, DeltaError};
-use crate::device::{Access, AlignedBuffer, Device, open_target};
+use crate::delta::Delta;
+use crate::device::{Access, Device, open_target};
 use crate::diff::{check_output, real_output};
-use crate::digest::{ImageId, ZERO_PART, is_zero};
+use crate::digest::ImageId;
 use crate::error::Error;
-use crate::maker::Maker;
 use crate::monitor::Monitor;
 use crate::output::{Output, folder_of};
 use crate::patch::{DEFAULT_MEMORY_LIMIT, open_delta};
 use crate::qcow2::overlay::{Named, Overlay};
 use crate::qcow2::{Chain, Format, file_is_qcow2};
-use crate::sources::SourceBuffer;
+use crate::slot::build::{Materials, make_batches};
+use crate::slot::canvas::Canvas;
 use crate::target::reread_all;
-use crate::units::{BLOCK, Extent, PART, blocks_touched, merge_extents};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 /// How to export.
@@ -78,7 +74,9 @@ pub fn export(
     let file = Output::create_in(folder).map_err(Error::io("create a file in", folder))?;
     let overlay = Overlay::new(file.file(), output, &*old.device, delta.header.new.len);
     let failed = |e: &dyn std::fmt::Display| Error::NotMade { path: output.to_owned(), why: e.to_string() };
-    build(delta, &*old.device, &overlay, monitor).map_err(|e| failed(&e))?;
+    let from = Materials { old: &*old.device, delta, order: &opened.order };
+    // A signal ends the program, and with it the file, which has no name yet.
+    make_batches(from, &Canvas::new(&overlay, monitor), &AtomicBool::new(false), monitor).map_err(|e| failed(&e))?;
     overlay.finish(Named { name: &name, format: old.format }).map_err(|e| failed(&e))?;
     check_result(file.file(), output, old_path, &old, delta, monitor)?;
     let overlay_len = file.file().metadata().map_err(Error::io("write", output))?.len();
@@ -184,123 +182,6 @@ fn check_result(
         "reading it back gives CRC-32 {found:08x} instead of {expected:08x}; the medium may be failing, or something has \
          written to OLD meanwhile"
     )))
-}
-
-/// Makes all that the final batches write, in order, on a target that shows the old image.
-fn build(delta: &Delta, old: &dyn Device, target: &dyn Device, monitor: &dyn Monitor) -> Result<(), WalkError> {
-    monitor.phase("making what changes", delta.route.counts.final_blocks.saturating_mul(BLOCK));
-    let mut builder = Builder {
-        delta,
-        old,
-        target,
-        steps: delta.steps()?,
-        maker: Maker::new(delta)?,
-        step_list: Vec::new(),
-        from_old: SourceBuffer::new(old.len()),
-        from_new: SourceBuffer::new(target.len()),
-        output: AlignedBuffer::default(),
-        there: vec![0; PART as usize],
-    };
-    for (index, batch) in (0u64..).zip(delta.table.batches()) {
-        match batch.kind {
-            BatchKind::Save => {}
-            BatchKind::Zero => builder.zero(delta.table.extents(batch))?,
-            BatchKind::Data => builder.data(index, batch)?,
-        }
-        monitor.advance(delta.table.written_bytes(batch, delta.header.new.len));
-    }
-    Ok(())
-}
-
-struct Builder<'a> {
-    delta: &'a Delta,
-    old: &'a dyn Device,
-    target: &'a dyn Device,
-    steps: StepReader,
-    maker: Maker,
-    step_list: Vec<Step>,
-    /// What a batch reads of the old image, and of the new one.
-    from_old: SourceBuffer,
-    from_new: SourceBuffer,
-    output: AlignedBuffer,
-    /// What the target shows before it is written.
-    there: Vec<u8>,
-}
-
-impl Builder<'_> {
-    fn data(&mut self, index: u64, batch: &Batch) -> Result<(), WalkError> {
-        let (table, new_len) = (&self.delta.table, self.delta.header.new.len);
-        let extents = table.extents(batch);
-        self.steps.read_batch(extents, &mut self.step_list)?;
-        self.from_old.load(self.old, &sources(&self.step_list, Space::Old))?;
-        // What no batch writes is the same in the old image, which the target shows there.
-        self.from_new.load(self.target, &sources(&self.step_list, Space::New))?;
-        let mut output = std::mem::take(&mut self.output);
-        output.resize(table.written_bytes(batch, new_len) as usize);
-        let (old, new) = (&self.from_old, &self.from_new);
-        self.maker.make(&self.step_list, &mut output, |step, target| {
-            let from = if step.kind.space() == Some(Space::Old) { old } else { new };
-            from.copy(step.src, target).ok_or(DeltaError::Malformed("a step reads what its batch does not announce"))
-        })?;
-        if crc32fast::hash(&output) != batch.crc {
-            let offset = extents.first().map_or(0, |extent| extent.start * BLOCK);
-            return Err(WalkError::WrongResult { batch: index, offset });
-        }
-        let mut rest = &output[..];
-        for bytes in extents.iter().map(|extent| extent.bytes(new_len)) {
-            let (now, later) = rest.split_at((bytes.end - bytes.start) as usize);
-            self.put(bytes.start, now)?;
-            rest = later;
-        }
-        self.output = output;
-        Ok(())
-    }
-
-    fn zero(&mut self, extents: &[Extent]) -> Result<(), WalkError> {
-        for bytes in extents.iter().map(|extent| extent.bytes(self.delta.header.new.len)) {
-            for at in (bytes.start..bytes.end).step_by(PART as usize) {
-                self.put(at, &ZERO_PART[..(bytes.end - at).min(PART) as usize])?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Writes the blocks that differ from what the target shows.
-    fn put(&mut self, offset: u64, want: &[u8]) -> Result<(), WalkError> {
-        for (at, want) in (offset..).step_by(PART as usize).zip(want.chunks(PART as usize)) {
-            let there = &mut self.there[..want.len()];
-            self.target.read(at, there)?;
-            let mut from = 0;
-            while from < want.len() {
-                let (what, len) = next_run(&there[from..], &want[from..]);
-                let (start, bytes) = (at + from as u64, &want[from..from + len]);
-                match what {
-                    Some(true) => self.target.write_zeros(start, len as u64)?,
-                    Some(false) => self.target.write(start, bytes)?,
-                    None => {}
-                }
-                from += len;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Whether the next blocks differ, and then whether they are to be zeros; and how many bytes of them are alike in that.
-fn next_run(there: &[u8], want: &[u8]) -> (Option<bool>, usize) {
-    let kind = |(there, want): (&[u8], &[u8])| (there != want).then(|| is_zero(want));
-    let mut blocks = there.chunks(BLOCK as usize).zip(want.chunks(BLOCK as usize)).map(kind);
-    let first = blocks.next().flatten();
-    let run = 1 + blocks.take_while(|kind| *kind == first).count();
-    (first, want.len().min(run * BLOCK as usize))
-}
-
-/// The blocks that steps read of one image.
-fn sources(steps: &[Step], space: Space) -> Sources {
-    let read = steps.iter().filter(|step| step.kind.space() == Some(space));
-    let mut blocks: Vec<Extent> = read.map(|step| blocks_touched(&(step.src..step.src + step.len))).collect();
-    merge_extents(&mut blocks);
-    Sources { blocks, ..Sources::default() }
 }
 
 #[cfg(test)]

@@ -301,8 +301,12 @@ impl Device for Overlay<'_> {
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<(), DeviceError> {
         for (number, bytes, blocks) in self.pieces(offset, data.len() as u64)? {
-            let (host, _) = self.take(number, blocks, true);
             let piece = &data[(bytes.start - offset) as usize..(bytes.end - offset) as usize];
+            if is_zero(piece) {
+                self.write_zeros(bytes.start, bytes.end - bytes.start)?;
+                continue;
+            }
+            let (host, _) = self.take(number, blocks, true);
             self.write_at(host.unwrap_or(0) * CLUSTER + bytes.start % CLUSTER, piece)?;
         }
         Ok(())
