@@ -225,7 +225,7 @@ mod tests {
             let h = header(bits, ext && bits >= 14, 3);
             let bitmap = if h.extended { bitmap } else { 0 };
             let within = at % h.cluster();
-            for entry in [entry, small << shift, (small << 9) % len.next_power_of_two() | COPIED, entry & OFFSET % len] {
+            for entry in [entry, small << shift, ((small << 9) % len.next_power_of_two()) | COPIED, (entry & OFFSET) % len] {
                 let Ok((place, count)) = place(entry, bitmap, within, &h, len) else { continue };
                 prop_assert!(count > 0 && within + count <= h.cluster());
                 match place {

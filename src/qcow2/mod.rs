@@ -26,6 +26,8 @@ pub mod header;
 mod layer;
 pub mod map;
 pub mod overlay;
+#[cfg(test)]
+mod tests;
 
 pub use chain::Chain;
 pub use error::Qcow2Error;
@@ -87,7 +89,7 @@ pub fn file_is_qcow2(path: &Path, format: Format) -> Result<bool, Error> {
 }
 
 #[cfg(test)]
-mod tests {
+mod recognition {
     use super::*;
 
     #[test]
