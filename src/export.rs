@@ -10,6 +10,7 @@ use crate::diff::{check_output, real_output};
 use crate::digest::ImageId;
 use crate::error::Error;
 use crate::monitor::Monitor;
+use crate::outlet::{is_standard, output_name};
 use crate::output::{Output, folder_of};
 use crate::patch::{DEFAULT_MEMORY_LIMIT, open_delta};
 use crate::qcow2::overlay::{Named, Overlay};
@@ -63,6 +64,10 @@ pub fn export(
     monitor: &dyn Monitor,
 ) -> Result<ExportReport, Error> {
     let start = Instant::now();
+    if is_standard(output) {
+        let why = "an overlay must be a file that has a name, as it lies on another one";
+        return Err(Error::Unusable { path: output_name(output).to_owned(), why });
+    }
     let opened = open_delta(delta_path, options.memory_limit)?;
     let delta = &opened.delta;
     let old = Old::open(old_path, options.format, monitor)?;

@@ -622,6 +622,7 @@ fn export_refuses_what_it_cannot_vouch_for() {
     refused(&scene.path("old"), &scene.path("old"), "would overwrite an input");
     refused(&scene.path("old"), &delta, "would overwrite an input");
     refused(&scene.path("old"), &scene.path("no/o.qcow2"), "No such file");
+    refused(&scene.path("old"), Path::new("-"), "must be a file");
     // A delta from a bare signature does not say what its old image is.
     if Command::new("rdiff").arg("--version").output().is_ok() {
         let signature = scene.path("sig");
