@@ -35,10 +35,11 @@ pub enum Verb {
             blkpatch diff --signature v1.sig v2.img -o update.delta\n\n\
             From a signature whole blocks are found again, wherever they lie, but not content\n\
             that changed a little: such a delta is larger than one made from the old image.\n\n\
-            A file that begins like qcow2 and whose name ends in .qcow2 is read as qcow2, with its\n\
-            backing files, which are named in a note. Where name and content disagree it is refused:\n\
-            say which it is with '--format'. Never guess: whoever uses a raw disk can make it look\n\
-            like a qcow2 image that names any of your files as its backing file. Devices are raw."
+            A file that begins like qcow2 and whose name ends in .qcow2 is read as qcow2,\n\
+            with its backing files, which are named in a note. Where name and content\n\
+            disagree it is refused: say which it is with '--format', and do not go by the\n\
+            content: whoever uses a raw disk can make it look like a qcow2 image that names\n\
+            any of your files as its backing file. Devices are always raw."
     )]
     Diff(DiffArgs),
     /// Write the signature of an image: the checksums of its blocks
@@ -60,9 +61,9 @@ pub enum Verb {
     #[command(
         after_help = "Where the image is at hand, no delta is needed. What is right already is not\nwritten, what is written \
             is read back and compared. After an interruption run\nthe same command again.\n\n\
-            A file that begins like qcow2 and whose name ends in .qcow2 is read as qcow2, with its\nbacking files, which \
-            are named in a note. Where name and content disagree it is refused:\nsay which it is with '--format'. \
-            Devices, pipes and TARGET are raw.\n\n\
+            A file that begins like qcow2 and whose name ends in .qcow2 is read as qcow2,\nwith its backing files, \
+            which are named in a note. Where name and content\ndisagree it is refused: say which it is with '--format'. \
+            Devices, pipes and\nTARGET are always raw.\n\n\
             Exit codes: 0 done, or already equal; 1 refused or failed, target untouched;\n2 usage; 3 stopped after writing \
             began.\n\n\
             Examples:\n  sudo blkpatch sync v2.img /dev/sdX\n  sudo blkpatch sync v2.img.xz /dev/sdX\n  \
@@ -70,12 +71,11 @@ pub enum Verb {
     )]
     Sync(SyncArgs),
     /// Write a delta as a qcow2 overlay on the old image, to try the new one in QEMU
-    #[command(
-        after_help = "OLD is only read, and checked first. The overlay names it as its backing file: by its bare\n\
-            name where both lie in one folder, else by its whole path. OLD must not change as long\nas the overlay is used.\n\n\
+    #[command(after_help = "OLD is only read, and checked first. The overlay names it as its backing file:\n\
+            by its bare name where both lie in one folder, else by its whole path. OLD must\n\
+            not change as long as the overlay is used.\n\n\
             Example:\n  blkpatch export update.delta --old v1.img -o try.qcow2\n  \
-            qemu-system-x86_64 -m 1G -drive file=try.qcow2"
-    )]
+            qemu-system-x86_64 -m 1G -drive file=try.qcow2")]
     Export(ExportArgs),
     /// Say which image a device holds: new, old, convertible or neither
     #[command(after_help = "Exit code: 0 new, 10 old, 11 convertible (neither, but 'patch' gives the new\nimage), \
