@@ -1,6 +1,7 @@
 //! The command line: types and help, no logic.
 
 use blkpatch::delta::label::Label;
+use blkpatch::qcow2::Format;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::{Path, PathBuf};
 
@@ -33,7 +34,12 @@ pub enum Verb {
         after_help = "Examples:\n  blkpatch diff v1.img v2.img -o update.delta\n  \
             blkpatch diff --signature v1.sig v2.img -o update.delta\n\n\
             From a signature whole blocks are found again, wherever they lie, but not content\n\
-            that changed a little: such a delta is larger than one made from the old image."
+            that changed a little: such a delta is larger than one made from the old image.\n\n\
+            A file that begins like qcow2 and whose name ends in .qcow2 is read as qcow2,\n\
+            with its backing files, which are named in a note. Where name and content\n\
+            disagree it is refused: say which it is with '--format', and do not go by the\n\
+            content: whoever uses a raw disk can make it look like a qcow2 image that names\n\
+            any of your files as its backing file. Devices are always raw."
     )]
     Diff(DiffArgs),
     /// Write the signature of an image: the checksums of its blocks
@@ -59,6 +65,9 @@ pub enum Verb {
     #[command(
         after_help = "Where the image is at hand, no delta is needed. What is right already is not\nwritten, what is written \
             is read back and compared. After an interruption run\nthe same command again.\n\n\
+            A file that begins like qcow2 and whose name ends in .qcow2 is read as qcow2,\nwith its backing files, \
+            which are named in a note. Where name and content\ndisagree it is refused: say which it is with '--format'. \
+            Devices, pipes and\nTARGET are always raw.\n\n\
             Exit codes: 0 done, or already equal; 1 refused or failed, target untouched;\n2 usage; 3 stopped after writing \
             began.\n\n\
             Examples:\n  sudo blkpatch sync v2.img /dev/sdX\n  sudo blkpatch sync v2.img.xz /dev/sdX\n  \
@@ -67,6 +76,13 @@ pub enum Verb {
             sudo blkpatch sync --save-delta v2.delta v2.img /dev/sdX"
     )]
     Sync(SyncArgs),
+    /// Write a delta as a qcow2 overlay on the old image, to try the new one in QEMU
+    #[command(after_help = "OLD is only read, and checked first. The overlay names it as its backing file:\n\
+            by its bare name where both lie in one folder, else by its whole path. OLD must\n\
+            not change as long as the overlay is used.\n\n\
+            Example:\n  blkpatch export update.delta --old v1.img -o try.qcow2\n  \
+            qemu-system-x86_64 -m 1G -drive file=try.qcow2")]
+    Export(ExportArgs),
     /// Say which image a device holds: new, old, convertible or neither
     #[command(after_help = "Exit code: 0 new, 10 old, 11 convertible (neither, but 'patch' gives the new\nimage), \
             12 neither; 1 for a failure.\n\nExample:\n  sudo blkpatch verify update.delta /dev/sdX")]
@@ -79,7 +95,7 @@ pub enum Verb {
 /// Arguments of `diff`.
 #[derive(Debug, Args)]
 pub struct DiffArgs {
-    /// The images, the old one first: files or block devices
+    /// The images, the old one first: files, also qcow2, or block devices
     #[arg(required = true, num_args = 1..=2, value_names = ["OLD", "NEW"])]
     pub images: Vec<PathBuf>,
     /// Take this signature of the old image in place of the image
@@ -100,12 +116,15 @@ pub struct DiffArgs {
     /// Memory for the index of the old image, such as 256M
     #[arg(long, default_value = "512M", value_parser = parse_size, value_name = "SIZE")]
     pub memory: u64,
+    /// Format of the images, or of OLD and of NEW, as in raw,qcow2
+    #[arg(long, value_enum, default_value = "auto", value_delimiter = ',', num_args = 1, value_name = "FORMAT")]
+    pub format: Vec<FormatArg>,
 }
 
 /// Arguments of `sign`.
 #[derive(Debug, Args)]
 pub struct SignArgs {
-    /// The image: a file or a block device
+    /// The image: a file, also qcow2, or a block device
     pub image: PathBuf,
     /// The signature, or - for standard output; it appears only when it is complete
     #[arg(short, long, value_name = "SIGNATURE")]
@@ -116,6 +135,9 @@ pub struct SignArgs {
     /// Bytes of each strong checksum
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(4..=16), value_name = "BYTES")]
     pub strong: u32,
+    /// Format of the image
+    #[arg(long, value_enum, default_value_t = FormatArg::Auto)]
+    pub format: FormatArg,
 }
 
 /// Arguments of `patch`.
@@ -146,7 +168,7 @@ pub struct PatchArgs {
 /// Arguments of `sync`.
 #[derive(Debug, Args)]
 pub struct SyncArgs {
-    /// The image: a file, also one compressed by gzip, xz or zstd, a block device, or - for standard input
+    /// The image: a file, also qcow2 or one compressed by gzip, xz or zstd, a block device, or - for standard input
     pub image: PathBuf,
     /// The block device, or the image file, that is to hold it; a file gets the image's length
     pub target: PathBuf,
@@ -159,6 +181,28 @@ pub struct SyncArgs {
     /// Keep what is written, or with '--dry-run' would be, as a delta for the next such device
     #[arg(long, value_name = "FILE")]
     pub save_delta: Option<PathBuf>,
+    /// Format of the image
+    #[arg(long, value_enum, default_value_t = FormatArg::Auto)]
+    pub format: FormatArg,
+}
+
+/// Arguments of `export`.
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// The delta
+    pub delta: PathBuf,
+    /// The old image: a file, also qcow2, or a block device
+    #[arg(long)]
+    pub old: PathBuf,
+    /// The overlay; it appears only when it is complete
+    #[arg(short, long, value_name = "OVERLAY")]
+    pub output: PathBuf,
+    /// Format of the old image
+    #[arg(long, value_enum, default_value_t = FormatArg::Auto)]
+    pub format: FormatArg,
+    /// Refuse deltas that need more memory than this, such as 64M
+    #[arg(long, default_value = "1G", value_parser = parse_size, value_name = "SIZE")]
+    pub memory_limit: u64,
 }
 
 /// Arguments of `verify`.
@@ -197,6 +241,28 @@ pub enum VerifyArg {
     Touched,
 }
 
+/// The format of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FormatArg {
+    /// qcow2 where a file's name and content say so, else raw
+    Auto,
+    /// The bytes as they are, whatever they look like
+    Raw,
+    /// qcow2, read with its backing files
+    Qcow2,
+}
+
+impl FormatArg {
+    /// What it means.
+    pub fn format(self) -> Format {
+        match self {
+            Self::Auto => Format::Auto,
+            Self::Raw => Format::Raw,
+            Self::Qcow2 => Format::Qcow2,
+        }
+    }
+}
+
 /// Reads `512`, `64K`, `256M`, `1G`, `2T`: bytes, or powers of 1024.
 fn parse_size(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
@@ -219,8 +285,20 @@ fn parse_block(text: &str) -> Result<u32, String> {
 }
 
 impl DiffArgs {
+    /// The formats of the old and of the new image.
+    pub fn formats(&self) -> (Format, Format) {
+        match &self.format[..] {
+            [old, new] => (old.format(), new.format()),
+            [both, ..] => (both.format(), both.format()),
+            [] => Default::default(),
+        }
+    }
+
     /// The old image, or its signature, and the new image.
     pub fn inputs(&self) -> Result<(DiffFrom<'_>, &Path), clap::Error> {
+        if self.format.len() > 2 {
+            return Err(usage("'--format' takes one format, or those of the old and of the new image"));
+        }
         match (&self.signature, &self.images[..]) {
             (None, [old, new]) => Ok((DiffFrom::Image(old), new)),
             (Some(signature), [new]) => Ok((DiffFrom::Signature(signature), new)),

@@ -97,6 +97,19 @@ fn group_within(group: usize, len: u64) -> Range<u64> {
 /// Compares two images.
 #[must_use]
 pub fn compare(old: View<'_>, new: View<'_>, threads: usize, monitor: &dyn Monitor) -> Comparison {
+    compare_sharing(old, new, &[], threads, monitor)
+}
+
+/// Compares two images of which it is known that they are the same in some ranges (ascending): there, the new one is not
+/// looked at, as far as whole parts go.
+#[must_use]
+pub fn compare_sharing(
+    old: View<'_>,
+    new: View<'_>,
+    shared: &[Range<u64>],
+    threads: usize,
+    monitor: &dyn Monitor,
+) -> Comparison {
     let len = old.len().max(new.len());
     monitor.phase("comparing", len);
     let results = parallel::map(group_count(len), threads, |group| {
@@ -104,7 +117,7 @@ pub fn compare(old: View<'_>, new: View<'_>, threads: usize, monitor: &dyn Monit
         monitor.advance(range.end - range.start);
         match group_of_zeros(group, &[old, new], &[old.len(), new.len()]) {
             Some(digest) => GroupResult::Zero(digest),
-            None => GroupResult::Parts(parts_of(&range).map(|offset| compare_part(old, new, offset)).collect()),
+            None => GroupResult::Parts(parts_of(&range).map(|offset| compare_part(old, new, shared, offset)).collect()),
         }
     });
     let (mut old_tree, mut new_tree) = (TreeDigest::new(old.len()), TreeDigest::new(new.len()));
@@ -162,8 +175,17 @@ pub fn identify(image: View<'_>, threads: usize) -> ImageId {
     tree.finish().unwrap_or(ImageId { len: image.len(), crc: 0, blake3: [0; 32] }) // it is complete
 }
 
-fn compare_part(old: View<'_>, new: View<'_>, offset: u64) -> PartResult {
-    let (a, b) = (old.part(offset), new.part(offset));
+/// Whether all of a range lies in one of some ranges, which are ascending.
+fn lies_in(range: &Range<u64>, ranges: &[Range<u64>]) -> bool {
+    let first = ranges.partition_point(|other| other.end < range.end);
+    ranges.get(first).is_some_and(|other| other.start <= range.start)
+}
+
+fn compare_part(old: View<'_>, new: View<'_>, shared: &[Range<u64>], offset: u64) -> PartResult {
+    let a = old.part(offset);
+    let range = offset..new.len().min(offset + PART);
+    let same = range.end == offset + a.len() as u64 && lies_in(&range, shared);
+    let b = if same { a } else { new.part(offset) };
     let same_class = same_class(old.len(), new.len());
     let data = if std::ptr::eq(a.as_ptr(), ZERO_PART.as_ptr()) {
         Vec::new()

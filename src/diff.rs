@@ -1,6 +1,6 @@
 //! `diff`: two images in, one delta out. Every decision is made here and written down in the delta.
 
-use crate::compare::{Comparison, View, compare, identify};
+use crate::compare::{Comparison, View, compare, compare_sharing, identify};
 use crate::delta::check::check_order;
 use crate::delta::header::Kind;
 use crate::delta::label::Label;
@@ -14,8 +14,10 @@ use crate::error::Error;
 use crate::image::Image;
 use crate::matcher::{self, Run};
 use crate::monitor::Monitor;
-use crate::outlet::Outlet;
+use crate::outlet::{Outlet, work_folder};
 use crate::plan::{self, Recipe, volatile_blocks};
+use crate::qcow2::Format;
+use crate::qcow2::map::{Opening, open_image};
 use crate::sign::read_signature;
 use crate::signature::SignatureFile;
 use crate::units::{BLOCK, Extent, blocks_touched, merge_extents};
@@ -36,12 +38,21 @@ pub struct DiffOptions {
     pub memory: u64,
     /// What the delta says about itself.
     pub label: Option<Label>,
+    /// The formats of the old and of the new image.
+    pub formats: (Format, Format),
 }
 
 impl Default for DiffOptions {
     fn default() -> Self {
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(64));
-        Self { level: 6, threads, memory: 512 << 20, label: None }
+        Self { level: 6, threads, memory: 512 << 20, formats: Default::default(), label: None }
+    }
+}
+
+impl DiffOptions {
+    /// How to open images for this output.
+    fn opening<'a>(&self, folder: &'a Path, monitor: &'a dyn Monitor) -> Opening<'a> {
+        Opening { folder, threads: self.threads, monitor }
     }
 }
 
@@ -86,10 +97,18 @@ pub fn diff(
     options: &DiffOptions,
     monitor: &dyn Monitor,
 ) -> Result<DiffReport, Error> {
-    let (old_image, new_image) = (Image::open(old_path)?, Image::open(new_path)?);
+    let folder = work_folder(output);
+    let how = options.opening(&folder, monitor);
+    let old_image = open_image(old_path, options.formats.0, how)?;
+    let new_image = open_image(new_path, options.formats.1, how)?;
     let (old, new) = (View::of(&old_image), View::of(&new_image));
     let inputs = [(&old_image, old_path), (&new_image, new_path)];
-    publish(output, &inputs, new, options, monitor, |folder, out| diff_views(old, new, folder, options, monitor, out))
+    publish(output, &inputs, new, options, monitor, |folder, out| {
+        let shared = new_image.shared_with(&old_image);
+        let comparison = compare_sharing(old, new, shared, options.threads, monitor);
+        diff_compared(old, new, &comparison, folder, options, monitor, out)?;
+        Ok(comparison)
+    })
 }
 
 /// Makes a delta from the signature of the old image, and the new image. `output` appears only when it is complete.
@@ -105,7 +124,8 @@ pub fn diff_signature(
 ) -> Result<DiffReport, Error> {
     let refused = |source| Error::Signature { path: signature_path.to_owned(), source };
     let signature = read_signature(signature_path)?;
-    let new_image = Image::open(new_path)?;
+    let folder = work_folder(output);
+    let new_image = open_image(new_path, options.formats.1, options.opening(&folder, monitor))?;
     let new = View::of(&new_image);
     monitor.phase("matching", new.len());
     let told = match_signature(&signature, new, options.threads).map_err(refused)?;
@@ -126,7 +146,7 @@ fn publish(
     monitor: &dyn Monitor,
     make: impl FnOnce(&Path, &mut BufWriter<&File>) -> Result<Comparison, WriteError>,
 ) -> Result<DiffReport, Error> {
-    let outlet = Outlet::new(output, inputs.iter().map(|(_, path)| *path))?;
+    let outlet = Outlet::new(output, inputs.iter().flat_map(|(image, path)| image.files().chain([*path])))?;
     let (output, file) = (outlet.name(), outlet.create()?);
     let failed = |source: WriteError| match source {
         WriteError::Io(source) => Error::Io { doing: "write", path: output.to_owned(), source },
@@ -286,10 +306,23 @@ pub fn diff_views(
     out: &mut impl Write,
 ) -> Result<Comparison, WriteError> {
     let comparison = compare(old, new, options.threads, monitor);
-    let batches = find_batches(old, new, &comparison, options, monitor);
-    let draft = Draft { old: old.bytes, unchanged: old, new, old_id: Some(comparison.old), batches: &batches };
-    write_delta(&draft, &comparison, spool_dir, options, monitor, out)?;
+    diff_compared(old, new, &comparison, spool_dir, options, monitor, out)?;
     Ok(comparison)
+}
+
+/// Matches, plans and writes a delta.
+fn diff_compared(
+    old: View<'_>,
+    new: View<'_>,
+    comparison: &Comparison,
+    spool_dir: &Path,
+    options: &DiffOptions,
+    monitor: &dyn Monitor,
+    out: &mut impl Write,
+) -> Result<(), WriteError> {
+    let batches = find_batches(old, new, comparison, options, monitor);
+    let draft = Draft { old: old.bytes, unchanged: old, new, old_id: Some(comparison.old), batches: &batches };
+    write_delta(&draft, comparison, spool_dir, options, monitor, out)
 }
 
 /// Plans and writes a delta from what a signature told.

@@ -3,6 +3,7 @@
 use crate::delta::DeltaError;
 use crate::delta::writer::WriteError;
 use crate::device::{DeviceError, OpenError};
+use crate::qcow2::Qcow2Error;
 use crate::signature::SignatureError;
 use crate::units::human;
 use std::io;
@@ -67,6 +68,15 @@ pub enum Error {
         /// Why.
         #[source]
         source: SignatureError,
+    },
+    /// The qcow2 image is refused.
+    #[error("cannot read the qcow2 image {path}: {source}")]
+    Qcow2 {
+        /// The image.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Qcow2Error,
     },
     /// The delta could not be made.
     #[error("cannot make the delta: {0}")]

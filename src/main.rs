@@ -6,6 +6,7 @@ mod report;
 
 use blkpatch::diff::{DiffOptions, diff, diff_signature};
 use blkpatch::error::{Error, exit};
+use blkpatch::export::{ExportOptions, export};
 use blkpatch::info::info;
 use blkpatch::patch::{PatchOptions, patch};
 use blkpatch::sign::sign;
@@ -34,7 +35,7 @@ fn main() -> ExitCode {
         Err(e) => {
             report::complain(&format!("blkpatch: {e}"));
             // What concerns other files than the target is found before that is written.
-            if writes && matches!(e, Error::Io { .. } | Error::Unusable { .. }) {
+            if writes && matches!(e, Error::Io { .. } | Error::Unusable { .. } | Error::Qcow2 { .. }) {
                 report::complain("Nothing was written.");
             }
             ExitCode::from(e.exit_code())
@@ -49,6 +50,7 @@ fn run(cli: Cli) -> Result<u8, Error> {
             let mut options = DiffOptions { level: args.level, memory: args.memory, ..DiffOptions::default() };
             options.label = args.label.clone();
             options.threads = args.threads.map_or(options.threads, |n| n as usize);
+            options.formats = args.formats();
             let (from, new) = args.inputs().unwrap_or_else(|e| e.exit());
             let done = match from {
                 DiffFrom::Image(old) => diff(old, new, &args.output, &options, &terminal)?,
@@ -59,7 +61,14 @@ fn run(cli: Cli) -> Result<u8, Error> {
         }
         Verb::Sign(args) => {
             let shape = Shape { block_len: args.block, strong_len: args.strong };
-            let done = sign(&args.image, &args.output, shape, DiffOptions::default().threads, &terminal)?;
+            let done = sign(
+                &args.image,
+                &args.output,
+                shape,
+                args.format.format(),
+                DiffOptions::default().threads,
+                &terminal,
+            )?;
             report::sign(&terminal, &args.output, &done);
             Ok(exit::DONE)
         }
@@ -72,9 +81,16 @@ fn run(cli: Cli) -> Result<u8, Error> {
         }
         Verb::Sync(args) => {
             let stop = stop_on_signal(terminal.writing_flag(), SYNC_STOPPED);
-            let options = SyncOptions { dry_run: args.dry_run, undo: args.undo, save_delta: args.save_delta };
+            let (undo, save_delta) = (args.undo, args.save_delta);
+            let options = SyncOptions { dry_run: args.dry_run, format: args.format.format(), undo, save_delta };
             let done = sync(&args.image, &args.target, &options, &stop, &terminal)?;
             report::sync(&terminal, &args.target, &done, options.dry_run);
+            Ok(exit::DONE)
+        }
+        Verb::Export(args) => {
+            let options = ExportOptions { format: args.format.format(), memory_limit: args.memory_limit };
+            let done = export(&args.delta, &args.old, &args.output, &options, &terminal)?;
+            report::export(&terminal, &args.output, &done);
             Ok(exit::DONE)
         }
         Verb::Verify(args) => {

@@ -25,6 +25,11 @@ pub fn output_name(path: &Path) -> &Path {
     if is_standard(path) { Path::new("standard output") } else { path }
 }
 
+/// The folder for what an output needs while it is made.
+pub(crate) fn work_folder(output: &Path) -> PathBuf {
+    if is_standard(output) { std::env::temp_dir() } else { folder_of(output).to_owned() }
+}
+
 /// A place that an output can go to.
 #[derive(Debug)]
 pub(crate) enum Outlet {
@@ -49,7 +54,7 @@ impl Outlet {
                 "standard output is a terminal, and what would be written is not text: send it to a pipe or a file";
             return Err(Error::Unusable { path: output_name(path).to_owned(), why });
         }
-        Ok(Self::Standard { folder: std::env::temp_dir() })
+        Ok(Self::Standard { folder: work_folder(path) })
     }
 
     /// The folder to work in.

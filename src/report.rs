@@ -1,6 +1,7 @@
 //! What the program says on the terminal. Data goes to standard output, everything else to standard error.
 
 use blkpatch::diff::DiffReport;
+use blkpatch::export::ExportReport;
 use blkpatch::info::{ImageInfo, Info};
 use blkpatch::monitor::Monitor;
 use blkpatch::outlet::output_name;
@@ -118,6 +119,18 @@ pub fn patch(terminal: &Terminal, target: &Path, done: &PatchReport, dry_run: bo
             done.elapsed.as_secs_f64()
         )),
     }
+}
+
+/// What `export` did.
+pub fn export(terminal: &Terminal, output: &Path, done: &ExportReport) {
+    terminal.say(&format!(
+        "{}: {} bytes, an overlay on {} that shows the new image ({}), checked by reading it back, {:.1} s",
+        output.display(),
+        done.overlay_len,
+        done.backing.display(),
+        human(done.new.len),
+        done.elapsed.as_secs_f64()
+    ));
 }
 
 /// What `sync` did.

@@ -3,9 +3,10 @@
 use crate::compare::{View, identify};
 use crate::digest::ImageId;
 use crate::error::Error;
-use crate::image::Image;
 use crate::monitor::Monitor;
-use crate::outlet::Outlet;
+use crate::outlet::{Outlet, work_folder};
+use crate::qcow2::Format;
+use crate::qcow2::map::{Opening, open_image};
 use crate::signature::{self, Shape, SignatureFile};
 use std::io::{BufWriter, Write};
 use std::path::Path;
@@ -27,12 +28,14 @@ pub fn sign(
     path: &Path,
     output: &Path,
     shape: Shape,
+    format: Format,
     threads: usize,
     monitor: &dyn Monitor,
 ) -> Result<SignReport, Error> {
-    let image = Image::open(path)?;
+    let folder = work_folder(output);
+    let image = open_image(path, format, Opening { folder: &folder, threads, monitor })?;
     let view = View::of(&image);
-    let outlet = Outlet::new(output, std::iter::once(path))?;
+    let outlet = Outlet::new(output, image.files().chain([path]))?;
     let (output, file) = (outlet.name(), outlet.create()?);
     monitor.phase("hashing", view.len());
     let id = identify(view, threads);

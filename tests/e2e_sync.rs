@@ -365,7 +365,7 @@ fn what_is_no_image_or_no_target_is_refused() {
     refused(&scene.path("missing"), "No such file");
     refused(scene.folder(), "is a directory");
     refused(&scene.write("bz2", b"BZh91AY&SY"), "bzcat");
-    refused(&scene.write("qcow2", b"QFI\xfb\0\0\0\x03"), "qemu-img");
+    refused(&scene.write("qcow2", b"QFI\xfb\0\0\0\x03"), "--format qcow2");
 
     run(&[&"sync", &image, &scene.path("missing")]).code(1).says("does not exist").says("Nothing was written");
     run(&[&"sync", &image, &scene.folder()]).code(1).says("is a directory");

@@ -95,7 +95,10 @@ fn untouched_chunk(i: u64, len: u64, touched: &BlockSet) -> Range<u64> {
 }
 
 /// Makes what the batches write, in order.
-fn make_batches(
+///
+/// # Errors
+/// As [`build`].
+pub(crate) fn make_batches(
     from: Materials<'_>,
     canvas: &Canvas<'_>,
     stop: &AtomicBool,

@@ -3,8 +3,8 @@
 //! Nothing can be lost here, so that no order has to be kept and no scratch is needed: whatever TARGET holds, the same
 //! command makes it the new image, and writes only the blocks that differ.
 
-mod build;
-mod canvas;
+pub(crate) mod build;
+pub(crate) mod canvas;
 #[cfg(test)]
 mod tests;
 

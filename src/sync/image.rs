@@ -1,11 +1,13 @@
 //! The image, from wherever it comes: it is taken in chunks, by several threads.
 
-use super::stream::{Format, Head, Stream};
+use super::stream::{self, Head, Stream};
 use super::trouble::Trouble;
 use super::work::End;
 use crate::device::{Access, AlignedBuffer, Device, open_target};
 use crate::error::Error;
 use crate::image::{Stamp, stamp};
+use crate::monitor::{Monitor, Silent};
+use crate::qcow2::{Chain, Format, file_is_qcow2};
 use crate::sweep::CHUNK;
 use std::fs::{File, Metadata};
 use std::io::IsTerminal;
@@ -68,28 +70,33 @@ pub(super) struct Image<'a> {
     /// Its least length, as a compressed file tells it.
     pub promised: Option<u64>,
     pub source: Box<dyn Source + 'a>,
-    /// What it is, to compare with the target.
-    pub meta: Metadata,
     path: PathBuf,
-    stamp: Option<Stamp>,
+    /// What it is, and all the files it lies on, to compare with the target.
+    metas: Vec<Metadata>,
+    /// What tells whether they are written.
+    stamps: Vec<(PathBuf, Stamp)>,
 }
 
 impl<'a> Image<'a> {
     /// Opens a file, a block device, a pipe, or `-` for standard input, and recognises how it is packed.
-    pub fn open(path: &Path, end: &'a End<'a>) -> Result<Self, Error> {
+    pub fn open(path: &Path, format: Format, end: &'a End<'a>, monitor: &dyn Monitor) -> Result<Self, Error> {
         if path == Path::new("-") {
-            return Self::from_standard_input(end);
+            return Self::from_standard_input(format, end);
         }
         let meta = std::fs::metadata(path).map_err(Error::io("open", path))?;
         let kind = meta.file_type();
         let why = match () {
-            () if kind.is_block_device() => return Self::plain(path, meta),
+            () if kind.is_block_device() || kind.is_file() && format == Format::Raw => {
+                crate::qcow2::is_qcow2(path, &[], kind.is_file(), format)?;
+                return Self::plain(path, meta);
+            }
+            () if kind.is_file() && file_is_qcow2(path, format)? => return Self::chain(path, monitor),
             () if kind.is_file() || kind.is_fifo() => {
                 let stamp = stamp(path);
                 let file = File::open(path).map_err(Error::io("open", path))?;
                 let head = read_head(file, path, end)?;
-                let format = recognised(&head, path)?;
-                if format == Format::Plain && kind.is_file() {
+                let format = recognised(&head, path, format)?;
+                if format == stream::Format::Plain && kind.is_file() {
                     return Self::plain(path, meta);
                 }
                 return Self::stream(path, meta, head, format, stamp);
@@ -101,11 +108,11 @@ impl<'a> Image<'a> {
     }
 
     /// Opens it again from its start.
-    pub fn again<'b>(&self, end: &'b End<'b>) -> Result<Image<'b>, Error> {
-        Image::open(&self.path, end)
+    pub fn again<'b>(&self, format: Format, end: &'b End<'b>) -> Result<Image<'b>, Error> {
+        Image::open(&self.path, format, end, &Silent)
     }
 
-    fn from_standard_input(end: &'a End<'a>) -> Result<Self, Error> {
+    fn from_standard_input(format: Format, end: &'a End<'a>) -> Result<Self, Error> {
         let path = Path::new("standard input");
         let input = std::io::stdin();
         if input.is_terminal() {
@@ -117,7 +124,7 @@ impl<'a> Image<'a> {
         let file = File::from(input.as_fd().try_clone_to_owned().map_err(Error::io("open", path))?);
         let meta = file.metadata().map_err(Error::io("read", path))?;
         let head = read_head(file, path, end)?;
-        let format = recognised(&head, path)?;
+        let format = recognised(&head, path, format)?;
         Self::stream(path, meta, head, format, None)
     }
 
@@ -125,29 +132,50 @@ impl<'a> Image<'a> {
         path: &Path,
         meta: Metadata,
         head: Head<'a>,
-        format: Format,
+        format: stream::Format,
         stamp: Option<Stamp>,
     ) -> Result<Self, Error> {
         let name = path.display().to_string();
         let promised = head.promised(format);
         let stream: Stream<'a> = head.unpack(name.clone(), format).map_err(Error::io("unpack", path))?;
-        Ok(Self { name, len: None, promised, source: Box::new(stream), meta, path: path.to_owned(), stamp })
+        let stamps = stamp.map(|stamp| (path.to_owned(), stamp)).into_iter().collect();
+        let (path, metas) = (path.to_owned(), vec![meta]);
+        Ok(Self { name, len: None, promised, source: Box::new(stream), path, metas, stamps })
     }
 
     fn plain(path: &Path, meta: Metadata) -> Result<Self, Error> {
-        let stamp = stamp(path);
-        let device = open_target(path, Access::Read)?;
+        let stamps = stamp(path).map(|stamp| (path.to_owned(), stamp)).into_iter().collect();
+        Ok(Self::of_device(path, open_target(path, Access::Read)?, vec![meta], stamps))
+    }
+
+    /// A qcow2 image, with all that it lies on.
+    fn chain(path: &Path, monitor: &dyn Monitor) -> Result<Self, Error> {
+        let chain = Chain::open(path)?;
+        if let Some(note) = chain.note() {
+            monitor.note(&note);
+        }
+        let metas = chain.members().map(|member| member.meta.clone()).collect();
+        let stamps = chain.members().filter_map(|member| Some((member.path.clone(), member.stamp?))).collect();
+        Ok(Self::of_device(path, Box::new(chain), metas, stamps))
+    }
+
+    fn of_device(path: &Path, device: Box<dyn Device>, metas: Vec<Metadata>, stamps: Vec<(PathBuf, Stamp)>) -> Self {
         let len = device.len();
         let source = Box::new(Plain { device, len, next: AtomicU64::new(0) });
         let (name, path) = (path.display().to_string(), path.to_owned());
-        Ok(Self { name, len: Some(len), promised: None, source, meta, path, stamp })
+        Self { name, len: Some(len), promised: None, source, path, metas, stamps }
+    }
+
+    /// What it is, and what all the files are that it lies on.
+    pub fn metas(&self) -> impl Iterator<Item = &Metadata> {
+        self.metas.iter()
     }
 
     /// Fails if a regular file was written since it was opened; devices and pipes cannot tell.
     pub fn unchanged(&self) -> Result<(), Trouble> {
-        match self.stamp {
-            Some(then) if Some(then) != stamp(&self.path) => Err(Trouble::Changed(self.name.clone())),
-            _ => Ok(()),
+        match self.stamps.iter().find(|(path, then)| stamp(path) != Some(*then)) {
+            Some((path, _)) => Err(Trouble::Changed(path.display().to_string())),
+            None => Ok(()),
         }
     }
 
@@ -173,6 +201,11 @@ fn read_head<'a>(file: File, path: &Path, end: &'a End<'a>) -> Result<Head<'a>, 
     Head::read(file, end).map_err(|e| if end.asked() { Error::Interrupted } else { Error::io("read", path)(e) })
 }
 
-fn recognised(head: &Head<'_>, path: &Path) -> Result<Format, Error> {
-    head.format().map_err(|why| Error::Unusable { path: path.to_owned(), why })
+/// How a stream or a file, that is not qcow2, is packed.
+fn recognised(head: &Head<'_>, path: &Path, format: Format) -> Result<stream::Format, Error> {
+    match format {
+        Format::Raw => Ok(stream::Format::Plain),
+        Format::Qcow2 => crate::qcow2::is_qcow2(path, &[], false, format).map(|_| stream::Format::Plain),
+        Format::Auto => head.format().map_err(|why| Error::Unusable { path: path.to_owned(), why }),
+    }
 }

@@ -78,7 +78,7 @@ pub(super) fn sync_and_keep(
     }
     let before = blocks_in(target_len.unwrap_or(report.compared));
     only.insert(Extent { start: before, count: blocks_in(report.compared).saturating_sub(before) });
-    let again = image.again(end)?;
+    let again = image.again(options.format, end)?;
     image.unchanged().map_err(|trouble| trouble.into_error(device.name(), None))?;
     // As `patch` does it, so that the undo delta finds a file of just this length wherever this run is interrupted.
     let grow = target_len.filter(|len| *len < report.compared).map(|_| report.compared);

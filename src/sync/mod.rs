@@ -17,6 +17,7 @@ use crate::blockset::BlockSet;
 use crate::device::{Access, Device, open_target, shared_storage};
 use crate::error::Error;
 use crate::monitor::Monitor;
+use crate::qcow2::Format;
 use crate::sweep::{Chunks, sweep};
 use crate::target::SurveyError;
 use crate::undo::refuse_target;
@@ -40,6 +41,8 @@ pub struct SyncOptions {
     pub undo: Option<PathBuf>,
     /// Where to keep a delta that does the same as this run to an identical target; also of a dry run.
     pub save_delta: Option<PathBuf>,
+    /// The image's format.
+    pub format: Format,
 }
 
 /// What `sync` did.
@@ -72,7 +75,7 @@ pub fn sync(
     if options.undo.is_some() {
         refuse_stream(image)?;
     }
-    let image = Image::open(image, &end)?;
+    let image = Image::open(image, options.format, &end, monitor)?;
     refuse_itself(&image, target)?;
     let files = [&options.undo, &options.save_delta];
     files.into_iter().flatten().try_for_each(|file| refuse_target(file, target))?;
@@ -88,7 +91,7 @@ pub fn sync(
 /// An image must not be written over itself.
 fn refuse_itself(image: &Image<'_>, target: &Path) -> Result<(), Error> {
     let Ok(meta) = std::fs::metadata(target) else { return Ok(()) }; // opening it will tell
-    match shared_storage(&image.meta, &meta) {
+    match image.metas().find_map(|image| shared_storage(image, &meta)) {
         None => Ok(()),
         Some(how) => Err(Error::Image {
             why: format!("{} cannot be written to {}: {how}", image.name, target.display()),

@@ -42,7 +42,10 @@ pub(super) fn recognise(head: &[u8]) -> Result<Format, &'static str> {
         ),
         (b"PK\x03\x04", "is a zip archive: unpack it to standard input, with 'unzip -p FILE | blkpatch sync - TARGET'"),
         (b"7z\xbc\xaf\x27\x1c", "is a 7z archive: unpack it first"),
-        (b"QFI\xfb", "is a qcow2 image: convert it first, with 'qemu-img convert -O raw FILE IMAGE'"),
+        (
+            b"QFI\xfb",
+            "begins like a qcow2 image, which can be read from a regular file only. If it is a raw image, say '--format raw'",
+        ),
         (b"\x3a\xff\x26\xed", "is an Android sparse image: convert it first, with 'simg2img FILE IMAGE'"),
     ];
     if let Some((_, why)) = OTHERS.iter().find(|(magic, _)| head.starts_with(magic)) {

@@ -34,7 +34,7 @@ fn sync_to(
 ) -> Result<SyncReport, Error> {
     let stop = AtomicBool::new(false);
     let end = End::new(&stop);
-    let image = Image::open(image, &end)?;
+    let image = Image::open(image, options.format, &end, &Silent)?;
     sync_device(&image, device, options, &end, monitor)
 }
 
@@ -143,7 +143,7 @@ fn a_wish_to_stop_is_heard_before_the_first_write() {
     let (_folder, path) = scene(&noise(LEN));
     let stop = AtomicBool::new(false);
     let end = End::new(&stop);
-    let image = Image::open(&path, &end).unwrap();
+    let image = Image::open(&path, Format::Auto, &end, &Silent).unwrap();
     stop.store(true, Ordering::SeqCst);
     let device = MemoryDevice::new(vec![0; LEN], false);
     let failed = sync_device(&image, &device, &SyncOptions::default(), &end, &Silent).unwrap_err();
