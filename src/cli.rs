@@ -70,6 +70,17 @@ pub enum Verb {
     Info(InfoArgs),
 }
 
+impl Verb {
+    /// Whether nothing is to be asked.
+    pub fn yes(&self) -> bool {
+        match self {
+            Self::Patch(args) => args.yes,
+            Self::Sync(args) => args.yes,
+            _ => false,
+        }
+    }
+}
+
 /// Arguments of `diff`.
 #[derive(Debug, Args)]
 pub struct DiffArgs {
@@ -129,6 +140,9 @@ pub struct PatchArgs {
     /// Check everything and say what would be written, but write nothing
     #[arg(long)]
     pub dry_run: bool,
+    /// Do not ask before a device is written; off a terminal nothing is asked
+    #[arg(long, short)]
+    pub yes: bool,
     /// Refuse deltas that need more memory than this, such as 64M
     #[arg(long, default_value = "1G", value_parser = parse_size, value_name = "SIZE")]
     pub memory_limit: u64,
@@ -144,6 +158,9 @@ pub struct SyncArgs {
     /// Say how much would be written, but write nothing
     #[arg(long)]
     pub dry_run: bool,
+    /// Do not ask before a device is written; off a terminal nothing is asked
+    #[arg(long, short)]
+    pub yes: bool,
 }
 
 /// Arguments of `verify`.

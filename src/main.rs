@@ -1,8 +1,10 @@
 //! blkpatch: parse, run, exit code.
 
 mod allocator;
+mod ask;
 mod cli;
 mod report;
+mod terminal;
 
 use blkpatch::diff::{DiffOptions, diff, diff_signature};
 use blkpatch::error::{Error, exit};
@@ -16,13 +18,13 @@ use blkpatch::target::Verify;
 use blkpatch::verify::{exit_code, verify};
 use clap::Parser;
 use cli::{Cli, DiffFrom, PatchArgs, Verb, VerifyArg};
-use report::Terminal;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use terminal::Terminal;
 
 fn main() -> ExitCode {
     allocator::return_freed_memory();
@@ -43,7 +45,7 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<u8, Error> {
-    let terminal = Terminal::new(cli.quiet);
+    let terminal = Terminal::new(cli.quiet, cli.verb.yes());
     match cli.verb {
         Verb::Diff(args) => {
             let mut options = DiffOptions { level: args.level, memory: args.memory, ..DiffOptions::default() };
@@ -71,7 +73,7 @@ fn run(cli: Cli) -> Result<u8, Error> {
             Ok(exit::DONE)
         }
         Verb::Sync(args) => {
-            let stop = stop_on_signal(terminal.writing_flag(), SYNC_STOPPED);
+            let stop = stop_on_signal(&terminal, SYNC_STOPPED);
             let options = SyncOptions { dry_run: args.dry_run };
             let done = sync(&args.image, &args.target, &options, &stop, &terminal)?;
             report::sync(&terminal, &args.target, &done, args.dry_run);
@@ -91,7 +93,7 @@ fn run(cli: Cli) -> Result<u8, Error> {
 }
 
 fn run_patch(args: &PatchArgs, terminal: &Terminal) -> Result<(), Error> {
-    let stop = stop_on_signal(terminal.writing_flag(), PATCH_STOPPED);
+    let stop = stop_on_signal(terminal, PATCH_STOPPED);
     let (verify, dry_run) = (verify_mode(args.verify), args.dry_run);
     let options = PatchOptions { verify, dry_run, memory_limit: args.memory_limit };
     let done = patch(&args.delta, &args.target, &options, &stop, terminal)?;
@@ -100,7 +102,7 @@ fn run_patch(args: &PatchArgs, terminal: &Terminal) -> Result<(), Error> {
 }
 
 fn run_slot(args: &PatchArgs, old: &Path, terminal: &Terminal) -> Result<(), Error> {
-    let stop = stop_on_signal(terminal.writing_flag(), SLOT_STOPPED);
+    let stop = stop_on_signal(terminal, SLOT_STOPPED);
     let options = SlotOptions { dry_run: args.dry_run, memory_limit: args.memory_limit };
     let done = patch_slot(&args.delta, old, &args.target, &options, &stop, terminal)?;
     report::slot(terminal, &args.target, &done);
@@ -127,8 +129,8 @@ const SYNC_STOPPED: &str =
 
 /// SIGINT and SIGTERM stop at the next safe point; a second one ends the program at once, and says `unfinished` if
 /// anything was written.
-fn stop_on_signal(writing: Arc<AtomicBool>, unfinished: &'static str) -> Arc<AtomicBool> {
-    let stop = Arc::new(AtomicBool::new(false));
+fn stop_on_signal(terminal: &Terminal, unfinished: &'static str) -> Arc<AtomicBool> {
+    let (writing, stop) = (terminal.writing_flag(), terminal.stop_flag());
     let asked = Arc::clone(&stop);
     // Where handlers or a thread cannot be had, a signal ends the program at once, which is safe as well.
     if let Ok(mut signals) = Signals::new([SIGINT, SIGTERM]) {

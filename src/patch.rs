@@ -4,8 +4,10 @@ use crate::apply::{WalkError, Walked, walk};
 use crate::delta::Delta;
 use crate::delta::check::{CheckedOrder, check_order};
 use crate::device::{Access, Device, open_target};
+use crate::disk::confirmed;
 use crate::error::Error;
 use crate::judge::{Progress, judge};
+use crate::misplaced::{refuse_misplaced, suspicion};
 use crate::monitor::{Monitor, Silent};
 use crate::outlet::{input_name, is_standard};
 use crate::spool::{Spooled, spool};
@@ -14,7 +16,7 @@ use crate::units::{BLOCK, human};
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// How to patch.
@@ -104,7 +106,33 @@ pub fn patch(
     let access = if options.dry_run { Access::Inspect } else { Access::Write };
     let device = open_target(target, access)?;
     device.warnings().iter().for_each(|warning| monitor.note(warning));
-    patch_device(&opened, input_name(delta_path), &*device, options, stop, monitor)
+    let delta_path = input_name(delta_path);
+    refuse_misplaced(&*device, &opened)?;
+    check_size(&*device, &opened.delta)?;
+    if !options.dry_run && !confirmed(&*device, monitor, intent(&opened, delta_path)) {
+        return Err(if stop.load(Ordering::Relaxed) { Error::Interrupted } else { Error::Declined });
+    }
+    let report = patch_device(&opened, delta_path, &*device, options, stop, monitor)?;
+    if !options.dry_run {
+        crate::disk::finish(&*device, report.patched, monitor);
+    }
+    Ok(report)
+}
+
+/// What a delta would do, for the question. Asked before the target is read: that may take minutes, in which nobody should
+/// have to wait for a question; what is found then can only lead to a refusal.
+fn intent(opened: &Opened, delta_path: &Path) -> Vec<(&'static str, String)> {
+    let delta = &opened.delta;
+    let counts = &delta.route.counts;
+    let blocks = counts.final_blocks + counts.scratch_blocks;
+    let image = |len: u64, crc: u32| format!("{} ({len} bytes), CRC-32 {crc:08x}", human(len));
+    let old = delta.route.old.map_or("unknown".into(), |old| image(old.len, old.crc));
+    vec![
+        ("delta", delta_path.display().to_string()),
+        ("old", old),
+        ("new", image(delta.header.new.len, delta.header.new.crc)),
+        ("writes", format!("up to {blocks} blocks, {}, if it holds the old image", human(blocks * BLOCK))),
+    ]
 }
 
 /// As [`patch`], on a device that is open; `delta_path` is for messages.
@@ -136,7 +164,7 @@ pub fn patch_device(
         elapsed: Duration::ZERO,
     };
     if let State::Neither(mismatch) = &survey.state {
-        return Err(refusal(device, mismatch));
+        return Err(refusal(device, delta, mismatch));
     }
     if let State::Convertible { done } = survey.state {
         // Checking only what is touched cannot tell the old image from one that differs elsewhere; and which image was the
@@ -318,7 +346,7 @@ fn wrong_batch(opened: &Opened, device: &dyn Device, written: u64) -> Result<Opt
 }
 
 /// The refusal of a target that holds something else, as closely as can be said.
-pub fn refusal(device: &dyn Device, mismatch: &Mismatch) -> Error {
+pub fn refusal(device: &dyn Device, delta: &Delta, mismatch: &Mismatch) -> Error {
     let name = device.name();
     let (place, hint) = describe(mismatch);
     match mismatch {
@@ -331,7 +359,11 @@ pub fn refusal(device: &dyn Device, mismatch: &Mismatch) -> Error {
             );
             Error::Damaged { name, why }
         }
-        _ => Error::Neither { name, place, hint },
+        _ => Error::Neither {
+            name,
+            place,
+            hint: suspicion(device, delta).map_or(hint.clone(), |more| format!("{hint}. {more}")),
+        },
     }
 }
 

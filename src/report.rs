@@ -1,5 +1,6 @@
 //! What the program says on the terminal. Data goes to standard output, everything else to standard error.
 
+use crate::terminal::Terminal;
 use blkpatch::diff::DiffReport;
 use blkpatch::info::{ImageInfo, Info};
 use blkpatch::monitor::Monitor;
@@ -13,8 +14,6 @@ use blkpatch::units::{BLOCK, human};
 use std::fmt::Write as _;
 use std::io::Write;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Writes a line to standard error. That nobody listens is no reason to stop what is being done to a disk.
 pub fn complain(text: &str) {
@@ -24,42 +23,6 @@ pub fn complain(text: &str) {
 /// Writes data to standard output; a reader that has gone away has seen enough.
 fn print(text: &str) {
     let _ = std::io::stdout().write_all(text.as_bytes());
-}
-
-/// The terminal.
-#[derive(Debug)]
-pub struct Terminal {
-    quiet: bool,
-    /// Whether the target is being written.
-    writing: Arc<AtomicBool>,
-}
-
-impl Terminal {
-    /// `quiet` leaves out everything but errors.
-    pub fn new(quiet: bool) -> Self {
-        Self { quiet, writing: Arc::default() }
-    }
-
-    /// Becomes true when the first change to a target is about to be made.
-    pub fn writing_flag(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.writing)
-    }
-
-    fn say(&self, text: &str) {
-        if !self.quiet {
-            complain(text);
-        }
-    }
-}
-
-impl Monitor for Terminal {
-    fn writing(&self) {
-        self.writing.store(true, Ordering::SeqCst);
-    }
-
-    fn note(&self, text: &str) {
-        self.say(&format!("note: {text}"));
-    }
 }
 
 /// What `diff` did.

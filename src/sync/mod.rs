@@ -12,10 +12,13 @@ mod trouble;
 mod work;
 
 use crate::device::{Access, Device, open_target, shared_storage};
+use crate::disk::confirmed;
 use crate::error::Error;
+use crate::misplaced::{disk_has_room, odd_pair};
 use crate::monitor::Monitor;
 use crate::sweep::{Chunks, sweep};
 use crate::target::SurveyError;
+use crate::units::human;
 use blocks::Written;
 use image::Image;
 use std::ops::Range;
@@ -66,8 +69,28 @@ pub fn sync(
     }
     let device = open_target(target, if options.dry_run { Access::Inspect } else { Access::Write })?;
     device.warnings().iter().for_each(|warning| monitor.note(warning));
+    check_room(&image, &*device)?;
+    if let Some(odd) = image.source.head().and_then(|head| odd_pair(&head, &image.name, &*device)) {
+        monitor.note(&odd);
+    }
+    if !options.dry_run && !confirmed(&*device, monitor, intent(&image)) {
+        return Err(if stop.load(Ordering::Relaxed) { Error::Interrupted } else { Error::Declined });
+    }
     let report = sync_device(&image, &*device, options, &end, monitor)?;
+    if !options.dry_run {
+        crate::disk::finish(&*device, report.differing > 0, monitor);
+    }
     Ok(SyncReport { elapsed: start.elapsed(), ..report })
+}
+
+/// What is about to be done, for the question.
+fn intent(image: &Image<'_>) -> Vec<(&'static str, String)> {
+    let len = match (image.len, image.promised) {
+        (Some(len), _) => format!("{} ({len} bytes)", human(len)),
+        (_, Some(len)) => format!("compressed, at least {}", human(len)),
+        _ => "length not known before it is read".into(),
+    };
+    vec![("image", image.name.clone()), ("", len), ("writes", "all blocks that differ from the image".into())]
 }
 
 /// An image must not be written over itself.
@@ -91,7 +114,11 @@ fn sync_device(
 ) -> Result<SyncReport, Error> {
     let len_before = device.len();
     let room = (!device.resizable()).then_some(len_before);
-    prepare(image, device, room, options)?;
+    check_room(image, device)?;
+    if !options.dry_run {
+        device.sync()?; // what others wrote may still be on its way
+    }
+    device.forget_cache()?;
     monitor.phase("comparing", image.len.unwrap_or(0));
     let work = Work {
         source: &*image.source,
@@ -119,8 +146,15 @@ fn sync_device(
     Ok(SyncReport { compared, differing, resized_from: resize.map(|_| len_before), elapsed: Duration::ZERO })
 }
 
-/// Checks what can be known before the image is read, and makes reads show what the medium holds.
-fn prepare(image: &Image<'_>, device: &dyn Device, room: Option<u64>, options: &SyncOptions) -> Result<(), Error> {
+/// Checks what can be known before the image is read.
+fn check_room(image: &Image<'_>, device: &dyn Device) -> Result<(), Error> {
+    let room = (!device.resizable()).then(|| device.len());
+    if let (Some(needed), Some(actual)) = (image.len, room)
+        && needed > actual
+        && let Some(why) = disk_has_room(device, needed)
+    {
+        return Err(Error::Image { why, next: "Check the names with 'lsblk'" });
+    }
     if let (Some(needed), Some(actual)) = (image.len, room)
         && needed > actual
     {
@@ -135,10 +169,7 @@ fn prepare(image: &Image<'_>, device: &dyn Device, room: Option<u64>, options: &
             next: "Use a larger target, or a smaller image",
         });
     }
-    if !options.dry_run {
-        device.sync()?; // what others wrote may still be on its way
-    }
-    Ok(device.forget_cache()?)
+    Ok(())
 }
 
 /// Makes durable what was written, and checks it; a regular file gets the image's length. A file that is too long is
