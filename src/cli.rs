@@ -21,6 +21,25 @@ pub struct Cli {
     /// Print nothing but errors and what was asked for
     #[arg(long, short, global = true)]
     pub quiet: bool,
+    /// Print what came of it as JSON on standard output (see spec/cli.md)
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// How to show progress on standard error
+    #[arg(long, global = true, value_enum, default_value_t = ProgressArg::Auto, value_name = "HOW")]
+    pub progress: ProgressArg,
+}
+
+/// How to show progress.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ProgressArg {
+    /// A bar at a terminal, otherwise a line every ten seconds
+    Auto,
+    /// Lines, also at a terminal
+    Lines,
+    /// JSON, one object a line (see spec/cli.md)
+    Json,
+    /// Nothing
+    None,
 }
 
 /// The verbs.
@@ -71,6 +90,18 @@ pub enum Verb {
 }
 
 impl Verb {
+    /// Its name on the command line.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Diff(_) => "diff",
+            Self::Sign(_) => "sign",
+            Self::Patch(_) => "patch",
+            Self::Sync(_) => "sync",
+            Self::Verify(_) => "verify",
+            Self::Info(_) => "info",
+        }
+    }
+
     /// Whether nothing is to be asked.
     pub fn yes(&self) -> bool {
         match self {
@@ -183,9 +214,6 @@ pub struct VerifyArgs {
 pub struct InfoArgs {
     /// The delta, or - for standard input
     pub delta: PathBuf,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
 }
 
 /// How much to check.

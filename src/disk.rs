@@ -2,9 +2,11 @@
 
 use crate::device::table::file_system_label;
 use crate::device::{AlignedBuffer, Device};
+use crate::error::Error;
 use crate::misplaced::table_of;
 use crate::monitor::{Intent, Monitor};
 use crate::units::human;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Partitions that are listed at the most.
 const LISTED: usize = 12;
@@ -44,10 +46,21 @@ fn label_at(device: &dyn Device, start: u64) -> Option<String> {
     file_system_label(&head)
 }
 
-/// Asks before a block device is written. Files are not asked about: nothing but one's own name is at stake.
-pub(crate) fn confirmed(device: &dyn Device, monitor: &dyn Monitor, rest: Vec<(&'static str, String)>) -> bool {
-    device.place().is_none()
-        || monitor.confirm(&|| Intent { target: device.name(), facts: [facts(device), rest.clone()].concat() })
+/// Asks before a block device is written; `rest` is what else there is to know. Files are not asked about.
+///
+/// # Errors
+/// Where the user does not want it, or wants to stop.
+pub(crate) fn ask(
+    device: &dyn Device,
+    rest: &dyn Fn() -> Vec<(&'static str, String)>,
+    stop: &AtomicBool,
+    monitor: &dyn Monitor,
+) -> Result<(), Error> {
+    let intent = || Intent { target: device.name(), facts: [facts(device), rest()].concat() };
+    if device.place().is_none() || monitor.confirm(&intent) {
+        return Ok(());
+    }
+    Err(if stop.load(Ordering::Relaxed) { Error::Interrupted } else { Error::Declined })
 }
 
 /// When a disk holds what it should: makes the kernel read a new partition table, and tells of a GPT that is made for a

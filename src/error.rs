@@ -182,6 +182,8 @@ pub enum Error {
         name: String,
         /// What was found.
         why: String,
+        /// Whether this run has written to it.
+        written: bool,
     },
 }
 

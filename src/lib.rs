@@ -3,6 +3,7 @@
 
 pub mod apply;
 pub mod blockset;
+pub mod codes;
 pub mod compare;
 pub mod delta;
 pub mod device;

@@ -6,10 +6,13 @@ pub trait Monitor: Sync {
     fn phase(&self, name: &'static str, total: u64) {
         let _ = (name, total);
     }
-    /// `bytes` more of the phase are done.
+    /// `bytes` more of the phase are done; where it writes, they are written, and durable only when
+    /// [`Monitor::durable`] says so.
     fn advance(&self, bytes: u64) {
         let _ = bytes;
     }
+    /// All by which a phase that writes has advanced so far is durable.
+    fn durable(&self) {}
     /// The first change to the target is about to be made: from now on stopping leaves it between two images.
     fn writing(&self) {}
     /// A block device is about to be checked and then written: whether the user wants that. Asked before anything is

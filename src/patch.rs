@@ -4,7 +4,7 @@ use crate::apply::{WalkError, Walked, walk};
 use crate::delta::Delta;
 use crate::delta::check::{CheckedOrder, check_order};
 use crate::device::{Access, Device, open_target};
-use crate::disk::confirmed;
+use crate::disk::{ask, finish};
 use crate::error::Error;
 use crate::judge::{Progress, judge};
 use crate::misplaced::{refuse_misplaced, suspicion};
@@ -16,7 +16,7 @@ use crate::units::{BLOCK, human};
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 /// How to patch.
@@ -73,11 +73,13 @@ pub fn open_delta(path: &Path, memory_limit: u64) -> Result<Opened, Error> {
 
 /// The same; `monitor` learns where a delta from standard input is kept.
 pub(crate) fn open_delta_telling(path: &Path, memory_limit: u64, monitor: &dyn Monitor) -> Result<Opened, Error> {
+    monitor.phase(if is_standard(path) { "reading the delta" } else { "checking the delta" }, 0);
     let refused = |source| Error::Delta { path: input_name(path).to_owned(), source };
     let file = if is_standard(path) {
         let Spooled { file, len, folder } = spool(std::io::stdin().lock(), input_name(path))?;
         let folder = folder.display();
         monitor.note(&format!("the delta, {len} bytes, is kept in {folder} until this program ends"));
+        monitor.phase("checking the delta", 0);
         file
     } else {
         crate::image::storage_kind(path)?;
@@ -109,12 +111,12 @@ pub fn patch(
     let delta_path = input_name(delta_path);
     refuse_misplaced(&*device, &opened)?;
     check_size(&*device, &opened.delta)?;
-    if !options.dry_run && !confirmed(&*device, monitor, intent(&opened, delta_path)) {
-        return Err(if stop.load(Ordering::Relaxed) { Error::Interrupted } else { Error::Declined });
+    if !options.dry_run {
+        ask(&*device, &|| intent(&opened, delta_path), stop, monitor)?;
     }
     let report = patch_device(&opened, delta_path, &*device, options, stop, monitor)?;
     if !options.dry_run {
-        crate::disk::finish(&*device, report.patched, monitor);
+        finish(&*device, report.patched, monitor);
     }
     Ok(report)
 }
@@ -151,6 +153,7 @@ pub fn patch_device(
     let Opened { delta, order } = opened;
     check_size(device, delta)?;
     if !options.dry_run {
+        monitor.phase("waiting for earlier writes", 0);
         device.sync()?; // the old image may still be on its way
     }
     let len = device.len();
@@ -249,7 +252,7 @@ fn write_all(
         let len = device.len();
         report.patched = true;
         report.walked.began = grown;
-        monitor.phase("patching", (delta.route.counts.final_blocks + delta.route.counts.scratch_blocks) * BLOCK);
+        monitor.phase("writing", (delta.route.counts.final_blocks + delta.route.counts.scratch_blocks) * BLOCK);
         let walked = &mut report.walked;
         walk(device, delta, order, &survey.redo, stop, monitor, walked).map_err(|e| stopped(device, walked, e))?;
         // What is gone from untouched parts, no reading back of touched ones would tell.
@@ -328,7 +331,7 @@ fn wrong_result(
             let why = format!("{why}; the medium, or one below it that is full, did not keep what was written");
             Error::stopped(device.name(), written, &why)
         }
-        _ => Error::Damaged { name: device.name(), why: format!("{why}; the medium may be failing") },
+        _ => Error::Damaged { name: device.name(), why: format!("{why}; the medium may be failing"), written: true },
     }
 }
 
@@ -357,7 +360,7 @@ pub fn refusal(device: &dyn Device, delta: &Delta, mismatch: &Mismatch) -> Error
                  changed it since: {place}. (A file system on it was mounted read-write? Another delta applied? A \
                  failing medium?) This run has written nothing"
             );
-            Error::Damaged { name, why }
+            Error::Damaged { name, why, written: false }
         }
         _ => Error::Neither {
             name,

@@ -19,6 +19,7 @@ pub fn verify(
     memory_limit: u64,
     monitor: &dyn Monitor,
 ) -> Result<State, Error> {
+    monitor.phase("checking the delta", 0);
     let opened = open_delta(delta, memory_limit)?;
     let device = open_target(target, Access::Read)?;
     check_size(&*device, &opened.delta)?;

@@ -12,7 +12,7 @@ mod trouble;
 mod work;
 
 use crate::device::{Access, Device, open_target, shared_storage};
-use crate::disk::confirmed;
+use crate::disk::{ask, finish};
 use crate::error::Error;
 use crate::misplaced::{disk_has_room, odd_pair};
 use crate::monitor::Monitor;
@@ -73,12 +73,12 @@ pub fn sync(
     if let Some(odd) = image.source.head().and_then(|head| odd_pair(&head, &image.name, &*device)) {
         monitor.note(&odd);
     }
-    if !options.dry_run && !confirmed(&*device, monitor, intent(&image)) {
-        return Err(if stop.load(Ordering::Relaxed) { Error::Interrupted } else { Error::Declined });
+    if !options.dry_run {
+        ask(&*device, &|| intent(&image), stop, monitor)?;
     }
     let report = sync_device(&image, &*device, options, &end, monitor)?;
     if !options.dry_run {
-        crate::disk::finish(&*device, report.differing > 0, monitor);
+        finish(&*device, report.differing > 0, monitor);
     }
     Ok(SyncReport { elapsed: start.elapsed(), ..report })
 }
@@ -116,10 +116,11 @@ fn sync_device(
     let room = (!device.resizable()).then_some(len_before);
     check_room(image, device)?;
     if !options.dry_run {
+        monitor.phase("waiting for earlier writes", 0);
         device.sync()?; // what others wrote may still be on its way
     }
     device.forget_cache()?;
-    monitor.phase("comparing", image.len.unwrap_or(0));
+    monitor.phase(if options.dry_run { "comparing" } else { "comparing, writing" }, image.len.unwrap_or(0));
     let work = Work {
         source: &*image.source,
         image: &image.name,
@@ -193,6 +194,7 @@ fn settle(
         device.set_len(len)?;
     }
     if work.began.load(Ordering::SeqCst) {
+        monitor.phase("making it durable", 0);
         device.sync()?;
         let mut written = std::mem::take(&mut work.log().written);
         written.sort_unstable_by_key(|window| window.span().start);

@@ -6,7 +6,9 @@
 
 mod pty;
 mod rng;
+pub mod schema;
 
+#[allow(unused_imports)] // as above
 pub use pty::AtTerminal;
 pub use rng::Rng;
 use std::ffi::OsStr;
