@@ -2,6 +2,7 @@
 
 use crate::device::{Access, open_target};
 use crate::error::{Error, exit};
+use crate::misplaced::refuse_misplaced;
 use crate::monitor::Monitor;
 use crate::patch::{check_size, open_delta};
 use crate::target::{State, Verify, survey};
@@ -23,9 +24,14 @@ pub fn verify(
     let opened = open_delta(delta, memory_limit)?;
     let device = open_target(target, Access::Read)?;
     check_size(&*device, &opened.delta)?;
-    Ok(survey(&*device, &opened.delta, &opened.order, how, &AtomicBool::new(false), monitor)
-        .map_err(|e| e.untouched(delta))?
-        .state)
+    let survey = survey(&*device, &opened.delta, &opened.order, how, &AtomicBool::new(false), monitor);
+    let state = survey.map_err(|e| e.untouched(delta))?.state;
+    if matches!(state, State::Neither(_))
+        && let Err(Error::Misplaced { why, .. }) = refuse_misplaced(&*device, &opened)
+    {
+        monitor.note(&why);
+    }
+    Ok(state)
 }
 
 /// The exit code that tells a state.

@@ -263,6 +263,8 @@ fn the_delta_of_a_partition_and_the_whole_disk() {
     made_for(disks.part_delta(), &whole, &format!("lies on {first}"));
     made_for(disks.part_delta(), &second, &format!("lies on {first}"));
     made_for(disks.delta(), &first, &format!("lies on the whole disk {whole}"));
+    // Looking says so, too.
+    run(&[&"verify", &disks.part_delta(), &whole]).code(12).says(&format!("lies on {first}"));
     // What only the size tells: the partition is too small, its disk is not, and holds something else.
     disk.device.write(0, &random(8, BLOCK));
     disk.device.write((PARTS[0].0 * MIB) as u64, &random(9, 4 * MIB));
