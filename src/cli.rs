@@ -29,6 +29,20 @@ pub struct Cli {
     pub progress: ProgressArg,
 }
 
+impl Cli {
+    /// The refusal of two things that both want standard output.
+    pub fn two_outputs(&self) -> Option<clap::Error> {
+        let output = match &self.verb {
+            Verb::Diff(args) => &args.output,
+            Verb::Sign(args) => &args.output,
+            _ => return None,
+        };
+        let both = self.json && output == Path::new("-");
+        let kind = clap::error::ErrorKind::ArgumentConflict;
+        both.then(|| <Self as clap::CommandFactory>::command().error(kind, "'--json' needs standard output: '-o FILE'"))
+    }
+}
+
 /// How to show progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ProgressArg {

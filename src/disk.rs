@@ -1,11 +1,13 @@
 //! What `patch` and `sync` say of a disk: before they write, for the question, and when all is done.
 
+use crate::delta::Delta;
 use crate::device::table::file_system_label;
 use crate::device::{AlignedBuffer, Device};
 use crate::error::Error;
 use crate::misplaced::table_of;
 use crate::monitor::{Intent, Monitor};
-use crate::units::human;
+use crate::units::{BLOCK, human};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Partitions that are listed at the most.
@@ -46,7 +48,9 @@ fn label_at(device: &dyn Device, start: u64) -> Option<String> {
     file_system_label(&head)
 }
 
-/// Asks before a block device is written; `rest` is what else there is to know. Files are not asked about.
+/// Asks before a block device is written; `rest` is what else there is to know. Files are not asked about. To be called
+/// before the target is read at length, which may take minutes: nobody should have to wait for a question, and what is
+/// found then can only lead to a refusal.
 ///
 /// # Errors
 /// Where the user does not want it, or wants to stop.
@@ -61,6 +65,23 @@ pub(crate) fn ask(
         return Ok(());
     }
     Err(if stop.load(Ordering::Relaxed) { Error::Interrupted } else { Error::Declined })
+}
+
+/// What `patch` would do with a delta, for the question.
+pub(crate) fn plan(delta: &Delta, path: &Path) -> Vec<(&'static str, String)> {
+    let counts = &delta.route.counts;
+    let blocks = counts.final_blocks + counts.scratch_blocks;
+    let image = |len: u64, crc: u32| format!("{} ({len} bytes), CRC-32 {crc:08x}", human(len));
+    let old = delta.route.old.map_or("unknown".into(), |old| image(old.len, old.crc));
+    let label = delta.label.as_ref().map(|label| ("label", label.to_string()));
+    let mut facts = vec![("delta", path.display().to_string())];
+    facts.extend(label);
+    facts.extend([
+        ("old", old),
+        ("new", image(delta.header.new.len, delta.header.new.crc)),
+        ("writes", format!("up to {blocks} blocks, {}, if it holds the old image", human(blocks * BLOCK))),
+    ]);
+    facts
 }
 
 /// When a disk holds what it should: makes the kernel read a new partition table, and tells of a GPT that is made for a

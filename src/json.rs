@@ -3,6 +3,7 @@
 use blkpatch::diff::DiffReport;
 use blkpatch::error::Error;
 use blkpatch::info::ImageInfo;
+use blkpatch::outlet::output_name;
 use blkpatch::patch::{PatchReport, describe};
 use blkpatch::sign::SignReport;
 use blkpatch::slot::{Outcome, SlotReport};
@@ -83,7 +84,7 @@ impl Diff {
     /// Of its report.
     pub fn of(output: &Path, done: &DiffReport) -> Self {
         Self {
-            delta: output.display().to_string(),
+            delta: output_name(output).display().to_string(),
             delta_bytes: done.delta_len,
             old: done.old.map(ImageInfo::from),
             new: done.new.into(),
@@ -104,7 +105,7 @@ pub struct Sign {
 impl Sign {
     /// Of its report.
     pub fn of(output: &Path, done: &SignReport) -> Self {
-        let signature = output.display().to_string();
+        let signature = output_name(output).display().to_string();
         Self { signature, signature_bytes: done.signature_len, image: done.image.into() }
     }
 }

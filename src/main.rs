@@ -34,6 +34,9 @@ fn main() -> ExitCode {
     // clap exits by itself: 2 for wrong usage, 0 for help and version.
     let cli = Cli::parse();
     let writes = matches!(cli.verb, Verb::Patch(_) | Verb::Sync(_));
+    if let Some(e) = cli.two_outputs() {
+        e.exit();
+    }
     let terminal = Arc::new(Terminal::new(&cli));
     match run(cli, &terminal) {
         Ok(code) => ExitCode::from(code),

@@ -4,7 +4,7 @@ use crate::apply::{WalkError, Walked, walk};
 use crate::delta::Delta;
 use crate::delta::check::{CheckedOrder, check_order};
 use crate::device::{Access, Device, open_target};
-use crate::disk::{ask, finish};
+use crate::disk::{ask, finish, plan};
 use crate::error::Error;
 use crate::judge::{Progress, judge};
 use crate::misplaced::{refuse_misplaced, suspicion};
@@ -112,29 +112,13 @@ pub fn patch(
     refuse_misplaced(&*device, &opened)?;
     check_size(&*device, &opened.delta)?;
     if !options.dry_run {
-        ask(&*device, &|| intent(&opened, delta_path), stop, monitor)?;
+        ask(&*device, &|| plan(&opened.delta, delta_path), stop, monitor)?;
     }
     let report = patch_device(&opened, delta_path, &*device, options, stop, monitor)?;
     if !options.dry_run {
         finish(&*device, report.patched, monitor);
     }
     Ok(report)
-}
-
-/// What a delta would do, for the question. Asked before the target is read: that may take minutes, in which nobody should
-/// have to wait for a question; what is found then can only lead to a refusal.
-fn intent(opened: &Opened, delta_path: &Path) -> Vec<(&'static str, String)> {
-    let delta = &opened.delta;
-    let counts = &delta.route.counts;
-    let blocks = counts.final_blocks + counts.scratch_blocks;
-    let image = |len: u64, crc: u32| format!("{} ({len} bytes), CRC-32 {crc:08x}", human(len));
-    let old = delta.route.old.map_or("unknown".into(), |old| image(old.len, old.crc));
-    vec![
-        ("delta", delta_path.display().to_string()),
-        ("old", old),
-        ("new", image(delta.header.new.len, delta.header.new.crc)),
-        ("writes", format!("up to {blocks} blocks, {}, if it holds the old image", human(blocks * BLOCK))),
-    ]
 }
 
 /// As [`patch`], on a device that is open; `delta_path` is for messages.

@@ -4,7 +4,7 @@ use crate::device::{Access, open_target};
 use crate::error::{Error, exit};
 use crate::misplaced::refuse_misplaced;
 use crate::monitor::Monitor;
-use crate::patch::{check_size, open_delta};
+use crate::patch::{check_size, open_delta_telling};
 use crate::target::{State, Verify, survey};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -20,8 +20,7 @@ pub fn verify(
     memory_limit: u64,
     monitor: &dyn Monitor,
 ) -> Result<State, Error> {
-    monitor.phase("checking the delta", 0);
-    let opened = open_delta(delta, memory_limit)?;
+    let opened = open_delta_telling(delta, memory_limit, monitor)?;
     let device = open_target(target, Access::Read)?;
     check_size(&*device, &opened.delta)?;
     let survey = survey(&*device, &opened.delta, &opened.order, how, &AtomicBool::new(false), monitor);

@@ -141,6 +141,7 @@ fn nothing_but_data_on_standard_output() {
     assert_eq!(run(&[&"patch", &delta, &target]).code(0).out, "");
     assert_eq!(run(&[&"sync", &scene.path("new"), &target]).code(0).out, "");
     assert_eq!(run(&[&"patch", &delta, &scene.path("nowhere")]).code(1).out, "");
+    run(&[&"diff", &"--json", &scene.path("old"), &scene.path("new"), &"-o", &"-"]).code(2).says("standard output");
     // With JSON, nothing is said twice, and errors are said to people, too.
     assert_eq!(run(&[&"patch", &"--json", &delta, &target]).code(0).err, "");
     run(&[&"patch", &"--json", &delta, &scene.path("nowhere")]).code(1).says("does not exist");

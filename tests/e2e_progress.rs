@@ -159,7 +159,8 @@ fn progress_as_lines_of_json() {
     let scene = chain_scene();
     let (delta, target, new) = (scene.path("delta"), scene.path("target"), scene.path("new"));
     let out = scene.path("out");
-    let runs: [(&[&dyn AsRef<OsStr>], &[&str]); 6] = [
+    type Run<'a> = (&'a [&'a dyn AsRef<OsStr>], &'a [&'a str]);
+    let runs: [Run; 6] = [
         (&[&"patch", &delta, &target], &["checking the delta", "reading the target", "writing", "checking the result"]),
         (&[&"verify", &delta, &target], &["reading the target"]),
         (&[&"info", &delta], &["checking the delta"]),
