@@ -22,6 +22,39 @@ pub struct Cli {
     /// Print nothing but errors and what was asked for
     #[arg(long, short, global = true)]
     pub quiet: bool,
+    /// Print what came of it as JSON on standard output (see spec/cli.md)
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// How to show progress on standard error
+    #[arg(long, global = true, value_enum, default_value_t = ProgressArg::Auto, value_name = "HOW")]
+    pub progress: ProgressArg,
+}
+
+impl Cli {
+    /// The refusal of two things that both want standard output.
+    pub fn two_outputs(&self) -> Option<clap::Error> {
+        let output = match &self.verb {
+            Verb::Diff(args) => &args.output,
+            Verb::Sign(args) => &args.output,
+            _ => return None,
+        };
+        let both = self.json && output == Path::new("-");
+        let kind = clap::error::ErrorKind::ArgumentConflict;
+        both.then(|| <Self as clap::CommandFactory>::command().error(kind, "'--json' needs standard output: '-o FILE'"))
+    }
+}
+
+/// How to show progress.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ProgressArg {
+    /// A bar at a terminal, otherwise a line every ten seconds
+    Auto,
+    /// Lines, also at a terminal
+    Lines,
+    /// JSON, one object a line (see spec/cli.md)
+    Json,
+    /// Nothing
+    None,
 }
 
 /// The verbs.
@@ -92,6 +125,30 @@ pub enum Verb {
     Info(InfoArgs),
 }
 
+impl Verb {
+    /// Its name on the command line.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Diff(_) => "diff",
+            Self::Sign(_) => "sign",
+            Self::Patch(_) => "patch",
+            Self::Sync(_) => "sync",
+            Self::Export(_) => "export",
+            Self::Verify(_) => "verify",
+            Self::Info(_) => "info",
+        }
+    }
+
+    /// Whether nothing is to be asked.
+    pub fn yes(&self) -> bool {
+        match self {
+            Self::Patch(args) => args.yes,
+            Self::Sync(args) => args.yes,
+            _ => false,
+        }
+    }
+}
+
 /// Arguments of `diff`.
 #[derive(Debug, Args)]
 pub struct DiffArgs {
@@ -160,6 +217,9 @@ pub struct PatchArgs {
     /// First keep what will be overwritten in this file, a delta that goes back
     #[arg(long, value_name = "FILE")]
     pub undo: Option<PathBuf>,
+    /// Do not ask before a device is written; off a terminal nothing is asked
+    #[arg(long, short)]
+    pub yes: bool,
     /// Refuse deltas that need more memory than this, such as 64M
     #[arg(long, default_value = "1G", value_parser = parse_size, value_name = "SIZE")]
     pub memory_limit: u64,
@@ -181,6 +241,9 @@ pub struct SyncArgs {
     /// Keep what is written, or with '--dry-run' would be, as a delta for the next such device
     #[arg(long, value_name = "FILE")]
     pub save_delta: Option<PathBuf>,
+    /// Do not ask before a device is written; off a terminal nothing is asked
+    #[arg(long, short)]
+    pub yes: bool,
     /// Format of the image
     #[arg(long, value_enum, default_value_t = FormatArg::Auto)]
     pub format: FormatArg,
@@ -225,9 +288,6 @@ pub struct VerifyArgs {
 pub struct InfoArgs {
     /// The delta, or - for standard input
     pub delta: PathBuf,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
 }
 
 /// How much to check.

@@ -3,7 +3,7 @@
 use crate::blockset::BlockSet;
 use crate::digest::{ImageId, PartDigest, TreeDigest, ZERO_BLOCK, ZERO_PART, combine_crc, crc_of_zeros, is_zero};
 use crate::image::Image;
-use crate::monitor::Monitor;
+use crate::monitor::{Monitor, Silent};
 use crate::parallel;
 use crate::units::{BLOCK, Extent, PART, merge_extents};
 use crate::zero_groups::{group_count, group_range, zero_group};
@@ -163,7 +163,15 @@ enum GroupResult {
 /// Length and digests of an image.
 #[must_use]
 pub fn identify(image: View<'_>, threads: usize) -> ImageId {
+    identify_telling(image, threads, &Silent)
+}
+
+/// The same; `monitor` is told how far it is.
+#[must_use]
+pub fn identify_telling(image: View<'_>, threads: usize, monitor: &dyn Monitor) -> ImageId {
     let digests = parallel::map(group_count(image.len()), threads, |group| {
+        let range = group_within(group, image.len());
+        monitor.advance(range.end - range.start);
         if let Some(digest) = group_of_zeros(group, &[image], &[image.len()]) {
             return vec![digest];
         }

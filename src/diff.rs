@@ -127,7 +127,7 @@ pub fn diff_signature(
     let folder = work_folder(output);
     let new_image = open_image(new_path, options.formats.1, options.opening(&folder, monitor))?;
     let new = View::of(&new_image);
-    monitor.phase("matching", new.len());
+    monitor.phase("matching", 0);
     let told = match_signature(&signature, new, options.threads).map_err(refused)?;
     let inputs = [(&new_image, new_path)];
     let mut report = publish(output, &inputs, new, options, monitor, |folder, out| {
@@ -216,7 +216,8 @@ fn find_batches(
     let matching = matcher::Options { memory: options.memory, threads: options.threads, level: options.level };
     // Not the holes that the file system tells: they may change while nobody writes.
     let old_data: Vec<Range<u64>> = bridged(&comparison.old_data).map(|e| e.bytes(old.len())).collect();
-    let runs = matcher::find_runs(old.bytes, &old_data, new.bytes, &changed, &matching);
+    let done = |bytes| monitor.advance(bytes);
+    let runs = matcher::find_runs_telling(old.bytes, &old_data, new.bytes, &changed, &matching, &done);
     monitor.phase("planning", 0);
     plan_runs(runs, old.bytes, old.len(), new, comparison)
 }
@@ -370,12 +371,16 @@ fn write_delta(
     monitor.phase("hashing", 0);
     let log = region_log(comparison.old.len.min(comparison.new.len));
     let (untouched, regions) = comparison.untouched(draft.unchanged, &touched, log, options.threads);
-    monitor.phase("compressing", 0);
+    let blocks = |batch: &NewBatch| batch.extents.iter().map(|extent| extent.count).sum::<u64>();
+    monitor.phase("compressing", draft.batches.iter().map(blocks).sum::<u64>() * BLOCK);
     let level = zstd_level(options.level);
     let compression = |kind| Compression { level, window_log: window_log(kind), threads: options.threads as u32 };
     let writer = DeltaWriter::new(draft.old, draft.new.bytes, &touched, spool_dir, compression);
     let mut writer = writer.labelled(options.label.clone());
-    draft.batches.iter().try_for_each(|batch| writer.add(batch))?;
+    draft.batches.iter().try_for_each(|batch| {
+        monitor.advance(blocks(batch) * BLOCK);
+        writer.add(batch)
+    })?;
     let mut identity = Identity { old: draft.old_id, new: comparison.new, untouched, region_log: log, regions };
     if writer.stored_estimate() < REGIONS_FROM {
         (identity.region_log, identity.regions) = (0, Vec::new());

@@ -94,6 +94,17 @@ pub enum Error {
         /// Bytes there.
         actual: u64,
     },
+    /// A partition where a whole disk was meant, or the reverse.
+    #[error("{name} is not what this delta was made for: {why}.\nCheck the names with 'lsblk'. Nothing was written.")]
+    Misplaced {
+        /// The target.
+        name: String,
+        /// What tells so, and where the image lies.
+        why: String,
+    },
+    /// The user was asked, and does not want it.
+    #[error("not done, as you wish.\nNothing was written.")]
+    Declined,
     /// The target holds something else.
     #[error("{name} does not hold the image that this delta starts from: {place}.\n{hint}\nNothing was written.")]
     Neither {
@@ -189,6 +200,8 @@ pub enum Error {
         name: String,
         /// What was found.
         why: String,
+        /// Whether this run has written to it.
+        written: bool,
     },
 }
 

@@ -3,7 +3,8 @@
 use crate::delta::header::{Codec, Kind};
 use crate::digest::{ImageId, hex};
 use crate::error::Error;
-use crate::patch::{Opened, open_delta};
+use crate::monitor::Monitor;
+use crate::patch::{Opened, open_delta_telling};
 use crate::target::touched_parts;
 use crate::units::{BLOCK, PART};
 use serde::Serialize;
@@ -94,8 +95,8 @@ const MEMORY_LIMIT: u64 = 8 << 30;
 ///
 /// # Errors
 /// Where the delta is refused.
-pub fn info(path: &Path) -> Result<Info, Error> {
-    Ok(describe(&open_delta(path, MEMORY_LIMIT)?))
+pub fn info(path: &Path, monitor: &dyn Monitor) -> Result<Info, Error> {
+    Ok(describe(&open_delta_telling(path, MEMORY_LIMIT, monitor)?))
 }
 
 fn describe(opened: &Opened) -> Info {

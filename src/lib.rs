@@ -3,12 +3,14 @@
 
 pub mod apply;
 pub mod blockset;
+pub mod codes;
 pub mod compare;
 pub mod delta;
 pub mod device;
 pub mod diff;
 mod diff_signature;
 pub mod digest;
+mod disk;
 pub mod error;
 pub mod export;
 pub mod image;
@@ -17,6 +19,7 @@ pub mod judge;
 mod maker;
 pub mod matcher;
 mod milestone;
+mod misplaced;
 pub mod monitor;
 pub mod outlet;
 pub mod output;

@@ -1,8 +1,12 @@
 //! blkpatch: parse, run, exit code.
 
 mod allocator;
+mod ask;
 mod cli;
+mod json;
+mod progress;
 mod report;
+mod terminal;
 
 use blkpatch::diff::{DiffOptions, diff, diff_signature};
 use blkpatch::error::{Error, exit};
@@ -17,34 +21,38 @@ use blkpatch::target::Verify;
 use blkpatch::verify::{exit_code, verify};
 use clap::Parser;
 use cli::{Cli, DiffFrom, PatchArgs, Verb, VerifyArg};
-use report::Terminal;
+use json::Failure;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use terminal::Terminal;
 
 fn main() -> ExitCode {
     allocator::return_freed_memory();
     // clap exits by itself: 2 for wrong usage, 0 for help and version.
     let cli = Cli::parse();
     let writes = matches!(cli.verb, Verb::Patch(_) | Verb::Sync(_));
-    match run(cli) {
+    if let Some(e) = cli.two_outputs() {
+        e.exit();
+    }
+    let terminal = Arc::new(Terminal::new(&cli));
+    match run(cli, &terminal) {
         Ok(code) => ExitCode::from(code),
         Err(e) => {
-            report::complain(&format!("blkpatch: {e}"));
             // What concerns other files than the target is found before that is written.
-            if writes && matches!(e, Error::Io { .. } | Error::Unusable { .. } | Error::Qcow2 { .. }) {
-                report::complain("Nothing was written.");
-            }
+            let other = writes && matches!(e, Error::Io { .. } | Error::Unusable { .. } | Error::Qcow2 { .. });
+            let message = format!("{e}{}", if other { "\nNothing was written." } else { "" });
+            terminal.failure(e.exit_code(), &Failure::of(&e, message));
             ExitCode::from(e.exit_code())
         }
     }
 }
 
-fn run(cli: Cli) -> Result<u8, Error> {
-    let terminal = Terminal::new(cli.quiet);
+fn run(cli: Cli, terminal: &Arc<Terminal>) -> Result<u8, Error> {
+    let monitor: &Terminal = terminal;
     match cli.verb {
         Verb::Diff(args) => {
             let mut options = DiffOptions { level: args.level, memory: args.memory, ..DiffOptions::default() };
@@ -53,73 +61,69 @@ fn run(cli: Cli) -> Result<u8, Error> {
             options.formats = args.formats();
             let (from, new) = args.inputs().unwrap_or_else(|e| e.exit());
             let done = match from {
-                DiffFrom::Image(old) => diff(old, new, &args.output, &options, &terminal)?,
-                DiffFrom::Signature(signature) => diff_signature(signature, new, &args.output, &options, &terminal)?,
+                DiffFrom::Image(old) => diff(old, new, &args.output, &options, monitor),
+                DiffFrom::Signature(signature) => diff_signature(signature, new, &args.output, &options, monitor),
             };
-            report::diff(&terminal, &args.output, &done);
+            let done = terminal.after(done)?;
+            report::diff(terminal, &args.output, &done);
             Ok(exit::DONE)
         }
         Verb::Sign(args) => {
             let shape = Shape { block_len: args.block, strong_len: args.strong };
-            let done = sign(
-                &args.image,
-                &args.output,
-                shape,
-                args.format.format(),
-                DiffOptions::default().threads,
-                &terminal,
-            )?;
-            report::sign(&terminal, &args.output, &done);
+            let threads = DiffOptions::default().threads;
+            let done = sign(&args.image, &args.output, shape, args.format.format(), threads, monitor);
+            let done = terminal.after(done)?;
+            report::sign(terminal, &args.output, &done);
             Ok(exit::DONE)
         }
         Verb::Patch(args) => {
             match &args.old {
-                Some(old) => run_slot(&args, old, &terminal)?,
-                None => run_patch(&args, &terminal)?,
+                Some(old) => run_slot(&args, old, terminal)?,
+                None => run_patch(&args, terminal)?,
             }
             Ok(exit::DONE)
         }
         Verb::Sync(args) => {
-            let stop = stop_on_signal(terminal.writing_flag(), SYNC_STOPPED);
+            let stop = stop_on_signal(terminal, SYNC_STOPPED);
             let (undo, save_delta) = (args.undo, args.save_delta);
             let options = SyncOptions { dry_run: args.dry_run, format: args.format.format(), undo, save_delta };
-            let done = sync(&args.image, &args.target, &options, &stop, &terminal)?;
-            report::sync(&terminal, &args.target, &done, options.dry_run);
+            let done = terminal.after(sync(&args.image, &args.target, &options, &stop, monitor))?;
+            report::sync(terminal, &args.target, &done, options.dry_run);
             Ok(exit::DONE)
         }
         Verb::Export(args) => {
             let options = ExportOptions { format: args.format.format(), memory_limit: args.memory_limit };
-            let done = export(&args.delta, &args.old, &args.output, &options, &terminal)?;
-            report::export(&terminal, &args.output, &done);
+            let done = terminal.after(export(&args.delta, &args.old, &args.output, &options, monitor))?;
+            report::export(terminal, &args.output, &done);
             Ok(exit::DONE)
         }
         Verb::Verify(args) => {
             let how = verify_mode(args.verify);
-            let state = verify(&args.delta, &args.target, how, args.memory_limit, &terminal)?;
-            report::state(&terminal, &args.target, &state, how);
+            let state = terminal.after(verify(&args.delta, &args.target, how, args.memory_limit, monitor))?;
+            report::state(terminal, &args.target, &state, how);
             Ok(exit_code(&state))
         }
         Verb::Info(args) => {
-            report::info(&info(&args.delta)?, args.json);
+            report::info(terminal, &terminal.after(info(&args.delta, monitor))?);
             Ok(exit::DONE)
         }
     }
 }
 
-fn run_patch(args: &PatchArgs, terminal: &Terminal) -> Result<(), Error> {
-    let stop = stop_on_signal(terminal.writing_flag(), PATCH_STOPPED);
+fn run_patch(args: &PatchArgs, terminal: &Arc<Terminal>) -> Result<(), Error> {
+    let stop = stop_on_signal(terminal, PATCH_STOPPED);
     let (verify, dry_run) = (verify_mode(args.verify), args.dry_run);
     let options = PatchOptions { verify, dry_run, memory_limit: args.memory_limit, undo: args.undo.clone() };
-    let done = patch(&args.delta, &args.target, &options, &stop, terminal)?;
+    let done = terminal.after(patch(&args.delta, &args.target, &options, &stop, &**terminal))?;
     report::patch(terminal, &args.target, &done, dry_run, verify);
     Ok(())
 }
 
-fn run_slot(args: &PatchArgs, old: &Path, terminal: &Terminal) -> Result<(), Error> {
-    let stop = stop_on_signal(terminal.writing_flag(), SLOT_STOPPED);
+fn run_slot(args: &PatchArgs, old: &Path, terminal: &Arc<Terminal>) -> Result<(), Error> {
+    let stop = stop_on_signal(terminal, SLOT_STOPPED);
     let options = SlotOptions { dry_run: args.dry_run, memory_limit: args.memory_limit };
-    let done = patch_slot(&args.delta, old, &args.target, &options, &stop, terminal)?;
-    report::slot(terminal, &args.target, &done);
+    let done = terminal.after(patch_slot(&args.delta, old, &args.target, &options, &stop, &**terminal))?;
+    report::slot(terminal, &args.target, old, &done);
     Ok(())
 }
 
@@ -143,9 +147,9 @@ const SYNC_STOPPED: &str =
 
 /// SIGINT and SIGTERM stop at the next safe point; a second one ends the program at once, and says `unfinished` if
 /// anything was written.
-fn stop_on_signal(writing: Arc<AtomicBool>, unfinished: &'static str) -> Arc<AtomicBool> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let asked = Arc::clone(&stop);
+fn stop_on_signal(terminal: &Arc<Terminal>, unfinished: &'static str) -> Arc<AtomicBool> {
+    let (writing, stop) = (terminal.writing_flag(), terminal.stop_flag());
+    let (asked, terminal) = (Arc::clone(&stop), Arc::clone(terminal));
     // Where handlers or a thread cannot be had, a signal ends the program at once, which is safe as well.
     if let Ok(mut signals) = Signals::new([SIGINT, SIGTERM]) {
         let _ = std::thread::Builder::new().spawn(move || {
@@ -153,8 +157,9 @@ fn stop_on_signal(writing: Arc<AtomicBool>, unfinished: &'static str) -> Arc<Ato
                 if asked.swap(true, Ordering::SeqCst) {
                     let begun = writing.load(Ordering::SeqCst);
                     let state = if begun { unfinished } else { "Nothing was written." };
-                    report::complain(&format!("blkpatch: stopped at once.\n{state}"));
-                    std::process::exit(if begun { exit::STOPPED } else { exit::REFUSED }.into());
+                    let code = if begun { exit::STOPPED } else { exit::REFUSED };
+                    terminal.failure(code, &Failure::at_once(format!("stopped at once.\n{state}"), begun));
+                    std::process::exit(code.into());
                 }
             }
         });

@@ -6,16 +6,34 @@ pub trait Monitor: Sync {
     fn phase(&self, name: &'static str, total: u64) {
         let _ = (name, total);
     }
-    /// `bytes` more of the phase are done.
+    /// `bytes` more of the phase are done; where it writes, they are written, and durable only when
+    /// [`Monitor::durable`] says so.
     fn advance(&self, bytes: u64) {
         let _ = bytes;
     }
+    /// All by which a phase that writes has advanced so far is durable.
+    fn durable(&self) {}
     /// The first change to the target is about to be made: from now on stopping leaves it between two images.
     fn writing(&self) {}
+    /// A block device is about to be checked and then written: whether the user wants that. Asked before anything is
+    /// written, and before anything is read at length, so that whoever answered may leave.
+    fn confirm(&self, intent: &dyn Fn() -> Intent) -> bool {
+        let _ = intent;
+        true
+    }
     /// Something the user should know that is not an error.
     fn note(&self, text: &str) {
         let _ = text;
     }
+}
+
+/// What is about to be done, for the user to look at.
+#[derive(Clone, Debug)]
+pub struct Intent {
+    /// The target.
+    pub target: String,
+    /// What is known, in the order in which it is shown: a short name, or none where the line before goes on, and a text.
+    pub facts: Vec<(&'static str, String)>,
 }
 
 /// Says nothing.

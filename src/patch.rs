@@ -4,8 +4,10 @@ use crate::apply::{WalkError, Walked, walk};
 use crate::delta::Delta;
 use crate::delta::check::{CheckedOrder, check_order};
 use crate::device::{Access, Device, open_target};
+use crate::disk::{ask, finish, plan};
 use crate::error::Error;
 use crate::judge::{Progress, judge};
+use crate::misplaced::{refuse_misplaced, suspicion};
 use crate::monitor::{Monitor, Silent};
 use crate::outlet::{input_name, is_standard};
 use crate::spool::{Spooled, spool};
@@ -74,11 +76,13 @@ pub fn open_delta(path: &Path, memory_limit: u64) -> Result<Opened, Error> {
 
 /// The same; `monitor` learns where a delta from standard input is kept.
 pub(crate) fn open_delta_telling(path: &Path, memory_limit: u64, monitor: &dyn Monitor) -> Result<Opened, Error> {
+    monitor.phase(if is_standard(path) { "reading the delta" } else { "checking the delta" }, 0);
     let refused = |source| Error::Delta { path: input_name(path).to_owned(), source };
     let file = if is_standard(path) {
         let Spooled { file, len, folder } = spool(std::io::stdin().lock(), input_name(path))?;
         let folder = folder.display();
         monitor.note(&format!("the delta, {len} bytes, is kept in {folder} until this program ends"));
+        monitor.phase("checking the delta", 0);
         file
     } else {
         crate::image::storage_kind(path)?;
@@ -110,7 +114,17 @@ pub fn patch(
     }
     let device = open_target(target, access)?;
     device.warnings().iter().for_each(|warning| monitor.note(warning));
-    patch_device(&opened, input_name(delta_path), &*device, options, stop, monitor)
+    let delta_path = input_name(delta_path);
+    refuse_misplaced(&*device, &opened)?;
+    check_size(&*device, &opened.delta)?;
+    if !options.dry_run {
+        ask(&*device, &|| plan(&opened.delta, delta_path), stop, monitor)?;
+    }
+    let report = patch_device(&opened, delta_path, &*device, options, stop, monitor)?;
+    if !options.dry_run {
+        finish(&*device, report.patched, monitor);
+    }
+    Ok(report)
 }
 
 /// As [`patch`], on a device that is open; `delta_path` is for messages.
@@ -129,6 +143,7 @@ pub fn patch_device(
     let Opened { delta, order } = opened;
     check_size(device, delta)?;
     if !options.dry_run {
+        monitor.phase("waiting for earlier writes", 0);
         device.sync()?; // the old image may still be on its way
     }
     let len = device.len();
@@ -142,7 +157,7 @@ pub fn patch_device(
         elapsed: Duration::ZERO,
     };
     if let State::Neither(mismatch) = &survey.state {
-        return Err(refusal(device, mismatch));
+        return Err(refusal(device, delta, mismatch));
     }
     if let State::Convertible { done } = survey.state {
         // Checking only what is touched cannot tell the old image from one that differs elsewhere; and which image was the
@@ -231,7 +246,7 @@ fn write_all(
         let len = device.len();
         report.patched = true;
         report.walked.began = grown;
-        monitor.phase("patching", (delta.route.counts.final_blocks + delta.route.counts.scratch_blocks) * BLOCK);
+        monitor.phase("writing", (delta.route.counts.final_blocks + delta.route.counts.scratch_blocks) * BLOCK);
         let walked = &mut report.walked;
         walk(device, delta, order, &survey.redo, stop, monitor, walked).map_err(|e| stopped(device, walked, e))?;
         // What is gone from untouched parts, no reading back of touched ones would tell.
@@ -310,7 +325,7 @@ fn wrong_result(
             let why = format!("{why}; the medium, or one below it that is full, did not keep what was written");
             Error::stopped(device.name(), written, &why)
         }
-        _ => Error::Damaged { name: device.name(), why: format!("{why}; the medium may be failing") },
+        _ => Error::Damaged { name: device.name(), why: format!("{why}; the medium may be failing"), written: true },
     }
 }
 
@@ -328,7 +343,7 @@ fn wrong_batch(opened: &Opened, device: &dyn Device, written: u64) -> Result<Opt
 }
 
 /// The refusal of a target that holds something else, as closely as can be said.
-pub fn refusal(device: &dyn Device, mismatch: &Mismatch) -> Error {
+pub fn refusal(device: &dyn Device, delta: &Delta, mismatch: &Mismatch) -> Error {
     let name = device.name();
     let (place, hint) = describe(mismatch);
     match mismatch {
@@ -339,9 +354,13 @@ pub fn refusal(device: &dyn Device, mismatch: &Mismatch) -> Error {
                  changed it since: {place}. (A file system on it was mounted read-write? Another delta applied? A \
                  failing medium?) This run has written nothing"
             );
-            Error::Damaged { name, why }
+            Error::Damaged { name, why, written: false }
         }
-        _ => Error::Neither { name, place, hint },
+        _ => Error::Neither {
+            name,
+            place,
+            hint: suspicion(device, delta).map_or(hint.clone(), |more| format!("{hint}. {more}")),
+        },
     }
 }
 

@@ -1,6 +1,9 @@
 //! What the program says on the terminal. Data goes to standard output, everything else to standard error.
 
+use crate::json;
+use crate::terminal::Terminal;
 use blkpatch::diff::DiffReport;
+use blkpatch::error::exit;
 use blkpatch::export::ExportReport;
 use blkpatch::info::{ImageInfo, Info};
 use blkpatch::monitor::Monitor;
@@ -11,11 +14,10 @@ use blkpatch::slot::{Outcome, SlotReport};
 use blkpatch::sync::SyncReport;
 use blkpatch::target::{State, Verify};
 use blkpatch::units::{BLOCK, human};
+use blkpatch::verify::exit_code;
 use std::fmt::Write as _;
 use std::io::Write;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Writes a line to standard error. That nobody listens is no reason to stop what is being done to a disk.
 pub fn complain(text: &str) {
@@ -23,89 +25,51 @@ pub fn complain(text: &str) {
 }
 
 /// Writes data to standard output; a reader that has gone away has seen enough.
-fn print(text: &str) {
+pub fn print(text: &str) {
     let _ = std::io::stdout().write_all(text.as_bytes());
-}
-
-/// The terminal.
-#[derive(Debug)]
-pub struct Terminal {
-    quiet: bool,
-    /// Whether the target is being written.
-    writing: Arc<AtomicBool>,
-}
-
-impl Terminal {
-    /// `quiet` leaves out everything but errors.
-    pub fn new(quiet: bool) -> Self {
-        Self { quiet, writing: Arc::default() }
-    }
-
-    /// Becomes true when the first change to a target is about to be made.
-    pub fn writing_flag(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.writing)
-    }
-
-    fn say(&self, text: &str) {
-        if !self.quiet {
-            complain(text);
-        }
-    }
-}
-
-impl Monitor for Terminal {
-    fn writing(&self) {
-        self.writing.store(true, Ordering::SeqCst);
-    }
-
-    fn note(&self, text: &str) {
-        self.say(&format!("note: {text}"));
-    }
 }
 
 /// What `diff` did.
 pub fn diff(terminal: &Terminal, output: &Path, done: &DiffReport) {
-    let changed = done.changed_blocks * BLOCK;
-    terminal.say(&format!(
-        "{}: {} bytes; {} of {} blocks change ({} of {})",
-        output_name(output).display(),
-        done.delta_len,
-        done.changed_blocks,
-        done.new.len.div_ceil(BLOCK),
-        human(changed),
-        human(done.new.len)
-    ));
     if let Some(alone) = done.alone_len.filter(|alone| done.delta_len >= *alone) {
         terminal.note(&format!(
             "the new image compressed on its own would take {alone} bytes: these images have little in common, and \
              shipping the whole image is no larger"
         ));
     }
+    let text = format!(
+        "{}: {} bytes; {} of {} blocks change ({} of {})",
+        output_name(output).display(),
+        done.delta_len,
+        done.changed_blocks,
+        done.new.len.div_ceil(BLOCK),
+        human(done.changed_blocks * BLOCK),
+        human(done.new.len)
+    );
+    terminal.result(exit::DONE, json::Diff::of(output, done), &text);
 }
 
 /// What `sign` did.
 pub fn sign(terminal: &Terminal, output: &Path, done: &SignReport) {
     let len = human(done.image.len);
-    let output = output_name(output).display();
-    terminal.say(&format!("{output}: {} bytes, of an image of {len}", done.signature_len));
+    let text = format!("{}: {} bytes, of an image of {len}", output_name(output).display(), done.signature_len);
+    terminal.result(exit::DONE, json::Sign::of(output, done), &text);
 }
 
 /// What `patch` did.
 pub fn patch(terminal: &Terminal, target: &Path, done: &PatchReport, dry_run: bool, verify: Verify) {
-    let target = target.display();
-    match (&done.before, dry_run) {
-        (State::New, true) => terminal.say(&format!("{target} already holds the new image: nothing would be written")),
-        (State::New, false) if done.patched => {
-            terminal.say(&format!("{target} held the new image, only its length was put right"))
-        }
-        (State::New, false) => terminal.say(&format!("{target} already holds the new image: nothing was written")),
-        (_, true) => terminal.say(&format!(
-            "{target} can be patched: up to {} blocks ({}) would be written",
+    let name = target.display();
+    let text = match (&done.before, dry_run) {
+        (State::New, true) => format!("{name} already holds the new image: nothing would be written"),
+        (State::New, false) if done.patched => format!("{name} held the new image, only its length was put right"),
+        (State::New, false) => format!("{name} already holds the new image: nothing was written"),
+        (_, true) => format!(
+            "{name} can be patched: up to {} blocks ({}) would be written",
             done.planned_blocks,
             human(done.planned_blocks * BLOCK)
-        )),
-        (_, false) => terminal.say(&format!(
-            "{target} now holds the new image, {}: {} blocks, {} bytes written ({} to scratch) \
+        ),
+        (_, false) => format!(
+            "{name} now holds the new image, {}: {} blocks, {} bytes written ({} to scratch) \
              in {} batches and {} syncs, {:.1} s",
             match verify {
                 Verify::Touched => "what was written checked by reading it back (nothing else was looked at)",
@@ -117,25 +81,27 @@ pub fn patch(terminal: &Terminal, target: &Path, done: &PatchReport, dry_run: bo
             done.walked.batches,
             done.walked.syncs,
             done.elapsed.as_secs_f64()
-        )),
-    }
+        ),
+    };
+    terminal.result(exit::DONE, json::Patch::of(target, done, dry_run), &text);
 }
 
 /// What `export` did.
 pub fn export(terminal: &Terminal, output: &Path, done: &ExportReport) {
-    terminal.say(&format!(
+    let text = format!(
         "{}: {} bytes, an overlay on {} that shows the new image ({}), checked by reading it back, {:.1} s",
         output.display(),
         done.overlay_len,
         done.backing.display(),
         human(done.new.len),
         done.elapsed.as_secs_f64()
-    ));
+    );
+    terminal.result(exit::DONE, json::Export::of(output, done), &text);
 }
 
 /// What `sync` did.
-pub fn sync(terminal: &Terminal, target: &Path, done: &SyncReport, dry_run: bool) {
-    let target = target.display();
+pub fn sync(terminal: &Terminal, path: &Path, done: &SyncReport, dry_run: bool) {
+    let target = path.display();
     let (compared, blocks, bytes) = (done.compared, done.differing.div_ceil(BLOCK), done.differing);
     let length = match (done.resized_from, dry_run) {
         (None, _) => String::new(),
@@ -154,63 +120,58 @@ pub fn sync(terminal: &Terminal, target: &Path, done: &SyncReport, dry_run: bool
              written{length}, {time}"
         ),
     };
-    terminal.say(&text);
+    terminal.result(exit::DONE, json::Sync::of(path, done, dry_run), &text);
 }
 
 /// What `patch --old` did.
-pub fn slot(terminal: &Terminal, target: &Path, done: &SlotReport) {
-    let target = target.display();
-    match done.outcome {
-        Outcome::UpToDate => terminal.say(&format!("{target} already holds the new image: nothing was written")),
-        Outcome::Possible { most } => terminal.say(&format!(
-            "{target} can be made the new image: up to {} blocks ({}) would be written",
+pub fn slot(terminal: &Terminal, target: &Path, old: &Path, done: &SlotReport) {
+    let name = target.display();
+    let text = match done.outcome {
+        Outcome::UpToDate => format!("{name} already holds the new image: nothing was written"),
+        Outcome::Possible { most } => format!(
+            "{name} can be made the new image: up to {} blocks ({}) would be written",
             most.div_ceil(BLOCK),
             human(most)
-        )),
-        Outcome::Built { written } => terminal.say(&format!(
-            "{target} now holds the new image, checked by reading it back: {} blocks, {written} bytes written, {:.1} s",
+        ),
+        Outcome::Built { written } => format!(
+            "{name} now holds the new image, checked by reading it back: {} blocks, {written} bytes written, {:.1} s",
             written.div_ceil(BLOCK),
             done.elapsed.as_secs_f64()
-        )),
-    }
+        ),
+    };
+    terminal.result(exit::DONE, json::Slot::of(target, old, done), &text);
 }
 
 /// What `verify` found: one word on standard output, the explanation on standard error.
-pub fn state(terminal: &Terminal, target: &Path, state: &State, verify: Verify) {
-    let target = target.display();
-    let (word, text) = match state {
-        State::New => ("new", format!("{target} holds the new image")),
-        State::Old => ("old", format!("{target} holds the old image")),
-        State::Convertible { done: 0 } if verify == Verify::Touched => (
-            "convertible",
-            format!(
-                "{target} can be patched: all that the delta reads is as it should be (nothing else was looked at)"
-            ),
-        ),
-        State::Convertible { done: 0 } => {
-            ("convertible", format!("{target} can be patched: what differs from the old image is overwritten anyway"))
+pub fn state(terminal: &Terminal, path: &Path, state: &State, verify: Verify) {
+    let target = path.display();
+    let text = match state {
+        State::New => format!("{target} holds the new image"),
+        State::Old => format!("{target} holds the old image"),
+        State::Convertible { done: 0 } if verify == Verify::Touched => {
+            format!("{target} can be patched: all that the delta reads is as it should be (nothing else was looked at)")
         }
-        State::Convertible { done } => (
-            "convertible",
-            format!("{target} is between the old and the new image ({done} batches done): run 'patch' to finish"),
-        ),
+        State::Convertible { done: 0 } => {
+            format!("{target} can be patched: what differs from the old image is overwritten anyway")
+        }
+        State::Convertible { done } => {
+            format!("{target} is between the old and the new image ({done} batches done): run 'patch' to finish")
+        }
         State::Neither(mismatch) => {
             let (place, hint) = describe(mismatch);
-            ("neither", format!("{target}: {place}.\n{hint}"))
+            format!("{target}: {place}.\n{hint}")
         }
     };
-    print(&format!("{word}\n"));
-    terminal.say(&text);
+    if !terminal.json() {
+        print(&format!("{}\n", json::word(state)));
+    }
+    terminal.result(exit_code(state), json::Verified::of(path, state), &text);
 }
 
 /// What a delta is.
-pub fn info(info: &Info, json: bool) {
-    if json {
-        match serde_json::to_string_pretty(info) {
-            Ok(text) => print(&format!("{text}\n")),
-            Err(e) => complain(&format!("blkpatch: cannot print JSON: {e}")),
-        }
-        return;
+pub fn info(terminal: &Terminal, info: &Info) {
+    if terminal.json() {
+        return terminal.result(exit::DONE, info, "");
     }
     let mut text = String::new();
     // Writing to a string does not fail.

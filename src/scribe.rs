@@ -184,6 +184,7 @@ impl<'a> Scribe<'a> {
     fn sync(&self) -> Option<()> {
         if self.log(|log| log.unsynced) {
             self.device.sync().map_err(|e| self.fail(e)).ok()?;
+            self.monitor.durable();
             self.log(|log| {
                 log.unsynced = false;
                 log.walked.syncs += 1;

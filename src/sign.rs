@@ -1,6 +1,6 @@
 //! `sign`: the signature of an image, for `diff --signature` where the image itself is not at hand.
 
-use crate::compare::{View, identify};
+use crate::compare::{View, identify, identify_telling};
 use crate::digest::ImageId;
 use crate::error::Error;
 use crate::monitor::Monitor;
@@ -38,10 +38,10 @@ pub fn sign(
     let outlet = Outlet::new(output, image.files().chain([path]))?;
     let (output, file) = (outlet.name(), outlet.create()?);
     monitor.phase("hashing", view.len());
-    let id = identify(view, threads);
+    let id = identify_telling(view, threads, monitor);
     monitor.phase("signing", view.len());
     let mut out = BufWriter::new(file.file());
-    signature::write(view, &id, shape, threads, &mut out)
+    signature::write_telling(view, &id, shape, threads, &mut out, monitor)
         .and_then(|()| out.flush())
         .map_err(Error::io("write", output))?;
     drop(out);

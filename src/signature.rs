@@ -6,6 +6,7 @@
 
 use crate::compare::View;
 use crate::digest::{ImageId, is_zero};
+use crate::monitor::{Monitor, Silent};
 use crate::parallel;
 use fast_rsync::{Signature, SignatureOptions};
 use std::io::{self, Write};
@@ -201,6 +202,21 @@ fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
 /// # Errors
 /// A failure to write.
 pub fn write(view: View<'_>, image: &ImageId, shape: Shape, threads: usize, out: &mut impl Write) -> io::Result<()> {
+    write_telling(view, image, shape, threads, out, &Silent)
+}
+
+/// The same; `monitor` is told how far it is.
+///
+/// # Errors
+/// A failure to write.
+pub fn write_telling(
+    view: View<'_>,
+    image: &ImageId,
+    shape: Shape,
+    threads: usize,
+    out: &mut impl Write,
+    monitor: &dyn Monitor,
+) -> io::Result<()> {
     let mut own = blake3::Hasher::new();
     let mut put = |bytes: &[u8]| {
         own.update(bytes);
@@ -213,6 +229,7 @@ pub fn write(view: View<'_>, image: &ImageId, shape: Shape, threads: usize, out:
         let now = &segments[first..count.min(first + SEGMENTS as usize)];
         let entries = parallel::map(now.len(), threads, |i| entries_of(view, now[i].clone(), shape));
         entries.iter().try_for_each(|entries| put(entries))?;
+        monitor.advance(now.iter().map(|segment| segment.end - segment.start).sum());
     }
     let mut trailer = vec![0; trailer_len(shape) - TRAILER];
     trailer.extend(image.len.to_le_bytes());

@@ -2,8 +2,9 @@
 
 use crate::device::{Access, open_target};
 use crate::error::{Error, exit};
+use crate::misplaced::refuse_misplaced;
 use crate::monitor::Monitor;
-use crate::patch::{check_size, open_delta};
+use crate::patch::{check_size, open_delta_telling};
 use crate::target::{State, Verify, survey};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -19,12 +20,17 @@ pub fn verify(
     memory_limit: u64,
     monitor: &dyn Monitor,
 ) -> Result<State, Error> {
-    let opened = open_delta(delta, memory_limit)?;
+    let opened = open_delta_telling(delta, memory_limit, monitor)?;
     let device = open_target(target, Access::Read)?;
     check_size(&*device, &opened.delta)?;
-    Ok(survey(&*device, &opened.delta, &opened.order, how, &AtomicBool::new(false), monitor)
-        .map_err(|e| e.untouched(delta))?
-        .state)
+    let survey = survey(&*device, &opened.delta, &opened.order, how, &AtomicBool::new(false), monitor);
+    let state = survey.map_err(|e| e.untouched(delta))?.state;
+    if matches!(state, State::Neither(_))
+        && let Err(Error::Misplaced { why, .. }) = refuse_misplaced(&*device, &opened)
+    {
+        monitor.note(&why);
+    }
+    Ok(state)
 }
 
 /// The exit code that tells a state.

@@ -170,10 +170,12 @@ fn reads_that_fail() {
     let at = |i: usize| format!("at offset {} ({PART} bytes)", part(i).start);
     // The first full read, also of a part that the delta has nothing to do with.
     let whole = format!("at offset 0 ({} bytes)", 16 * PART);
-    for i in [3, 7] {
+    for i in [3, 10] {
         Fault::new(&read(1, i), 1, &whole).run(&scene);
         Fault::new(&read(1, i), 1, &whole).verify("all").run(&scene);
     }
+    // Before that, what tells a partition from a disk.
+    Fault::new(&read(1, 7), 1, &at(7)).run(&scene);
     Fault::new(&read(1, 7), 1, &at(7)).verify("touched").run(&scene);
     // As soon as something is written: the walk's reads, or where those came before, reading back.
     for i in [5, 7] {

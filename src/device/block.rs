@@ -3,8 +3,10 @@
 
 use super::buffer::{ALIGN, AlignedBuffer, is_aligned};
 use super::file::{read_all, write_all};
-use super::{Device, DeviceError, ZEROS};
+use super::reread::reread_partitions;
+use super::{Device, DeviceError, Place, ZEROS};
 use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -20,23 +22,23 @@ pub struct BlockTarget {
     len: u64,
     /// Logical block size: the smallest unit the device reads or writes, 512 or 4096 bytes in practice.
     sector: u64,
-    /// Where the device starts on its disk, in bytes, for a partition.
-    start: Option<u64>,
+    place: Place,
     /// For a partition: the disk, open and locked as long as this lives.
-    _disk: Option<File>,
+    disk: Option<Box<BlockTarget>>,
 }
 
 impl BlockTarget {
-    /// Wraps an open device of `len` bytes, more of which are never used, with logical blocks of `sector` bytes.
+    /// Wraps an open device of `len` bytes, more of which are never used, at `place`.
     #[must_use]
-    pub fn new(file: File, path: &Path, len: u64, sector: u64, start: Option<u64>) -> Self {
-        Self { file, path: path.to_owned(), len, sector: sector.clamp(512, ALIGN as u64), start, _disk: None }
+    pub fn new(file: File, path: &Path, len: u64, place: Place) -> Self {
+        let sector = place.sector.clamp(512, ALIGN as u64);
+        Self { file, path: path.to_owned(), len, sector, place, disk: None }
     }
 
-    /// Keeps a file open, and with it its lock, as long as the device is.
+    /// Keeps the disk open, and with it its lock, as long as the partition is.
     #[must_use]
-    pub fn holding(self, disk: Option<File>) -> Self {
-        Self { _disk: disk, ..self }
+    pub fn holding(self, disk: Option<Self>) -> Self {
+        Self { disk: disk.map(Box::new), ..self }
     }
 
     fn error(&self, operation: &'static str, offset: u64, len: u64, source: io::Error) -> DeviceError {
@@ -150,8 +152,24 @@ impl Device for BlockTarget {
         Ok(()) // O_DIRECT: there is none
     }
 
+    fn place(&self) -> Option<&Place> {
+        Some(&self.place)
+    }
+
+    fn whole_disk(&self) -> Option<&dyn Device> {
+        self.disk.as_deref().map(|disk| disk as &dyn Device)
+    }
+
+    fn reread_partitions(&self) -> io::Result<()> {
+        match reread_partitions(&self.file) {
+            // A partition, or a device that has none, such as most loop devices.
+            Ok(()) | Err(Errno::INVAL | Errno::NOTTY) => Ok(()),
+            Err(e) => Err(e.into()),
+        }
+    }
+
     fn warnings(&self) -> Vec<String> {
-        match self.start {
+        match self.place.part_of.as_ref().map(|part| part.start) {
             Some(start) if !start.is_multiple_of(4096) => vec![format!(
                 "{} starts at byte {start} of its disk, which is not a multiple of 4096: slower, and a power cut may \
                  tear a physical sector across two blocks",

@@ -10,7 +10,11 @@ mod file;
 mod memory;
 mod open;
 mod overlap;
+mod place;
+mod reread;
 mod same;
+pub mod table;
+mod users;
 
 pub use block::BlockTarget;
 pub use buffer::AlignedBuffer;
@@ -18,6 +22,7 @@ pub use file::FileTarget;
 pub use memory::MemoryDevice;
 pub use open::{Access, OpenError, open_target};
 pub use overlap::share_bytes;
+pub use place::{Known, PartOf, Place};
 pub use same::shared_storage;
 
 use std::io;
@@ -130,6 +135,24 @@ pub trait Device: Send + Sync {
     /// # Errors
     /// Where the system refuses.
     fn forget_cache(&self) -> Result<(), DeviceError>;
+
+    /// For a block device: what the system tells of it.
+    fn place(&self) -> Option<&Place> {
+        None
+    }
+
+    /// For a partition: the disk that it is a partition of, to look at, where it can be opened.
+    fn whole_disk(&self) -> Option<&dyn Device> {
+        None
+    }
+
+    /// Makes the system read the partition table of a whole disk again, if the device can have partitions.
+    ///
+    /// # Errors
+    /// The system's, such as a partition that is in use.
+    fn reread_partitions(&self) -> io::Result<()> {
+        Ok(())
+    }
 
     /// What a user should know about this target before it is written, for example a misaligned partition.
     fn warnings(&self) -> Vec<String> {

@@ -1,6 +1,7 @@
 //! Opening a target: what it is, who else uses it, and how to say that it cannot be used.
 
-use super::{BlockTarget, Device, FileTarget};
+use super::users::{System, user_of};
+use super::{BlockTarget, Device, FileTarget, Place};
 use crate::units::BLOCK;
 use rustix::fs::{FlockOperation, OFlags};
 use rustix::io::Errno;
@@ -53,7 +54,16 @@ pub enum OpenError {
         /// The target.
         path: PathBuf,
         /// What is known of who holds it.
-        by: &'static str,
+        by: String,
+    },
+    /// A file where a device was meant.
+    #[error(
+        "{path} is a regular file in /dev, not a device: perhaps something was copied to a misspelt name, or the device \
+         was not plugged in. Look at it, remove it, and check the name with 'lsblk'"
+    )]
+    FileInDev {
+        /// The target.
+        path: PathBuf,
     },
     /// Not permitted.
     #[error("no permission to open {path}; run the command as root, for example with sudo")]
@@ -78,21 +88,25 @@ pub enum OpenError {
     },
 }
 
+/// What is said where the kernel refuses, and nothing tells why.
+const UNKNOWN_USER: &str = "mounted (perhaps in a container), or held by swap, LVM, RAID or another program";
+
 fn classify(path: &Path, source: io::Error) -> OpenError {
     let path = path.to_owned();
     match Errno::from_io_error(&source) {
         Some(Errno::NOENT) => OpenError::Missing { path },
         Some(Errno::ACCESS | Errno::PERM) => OpenError::Permission { path },
         Some(Errno::ROFS) => OpenError::ReadOnly { path },
-        Some(Errno::BUSY) => OpenError::Busy { path, by: "mounted, or held by swap, LVM, RAID or another program" },
+        Some(Errno::BUSY) => OpenError::Busy { path, by: UNKNOWN_USER.into() },
         _ => OpenError::Io { path, source },
     }
 }
 
 /// Opens a block device or an image file as a target.
 ///
-/// For [`Access::Write`] and [`Access::Inspect`] a block device is opened exclusively (the kernel refuses while it is mounted or held), and
-/// devices and files are locked, so that two runs cannot share a target.
+/// For [`Access::Write`] and [`Access::Inspect`] a block device is opened exclusively (the kernel refuses while it, or a
+/// partition of it, is mounted or held), and devices and files are locked, so that two runs cannot share a target. Nothing
+/// overrides that: what is mounted would be written behind its file system's back.
 ///
 /// # Errors
 /// [`OpenError`]; the target is as it was.
@@ -104,8 +118,11 @@ pub fn open_target(path: &Path, access: Access) -> Result<Box<dyn Device>, OpenE
     }
     let what = if kind.is_file() {
         if access.is_exclusive() && is_behind_a_loop_device(&meta) {
-            let by = "a loop device shows it; detach that with 'losetup -d', or patch the loop device instead";
+            let by = "a loop device shows it; detach that with 'losetup -d', or patch the loop device instead".into();
             return Err(OpenError::Busy { path: path.to_owned(), by });
+        }
+        if access.is_exclusive() && is_in_dev(path, &meta) {
+            return Err(OpenError::FileInDev { path: path.to_owned() });
         }
         let file = open(path, access, OFlags::empty())?;
         lock(&file, path, access)?;
@@ -114,7 +131,7 @@ pub fn open_target(path: &Path, access: Access) -> Result<Box<dyn Device>, OpenE
             && rustix::fs::fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive)
                 .is_err_and(|e| matches!(e, Errno::WOULDBLOCK | Errno::ACCESS))
         {
-            let by = "another program, perhaps a virtual machine, has locked it";
+            let by = "another program, perhaps a virtual machine, has locked it".into();
             return Err(OpenError::Busy { path: path.to_owned(), by });
         }
         return Ok(Box::new(FileTarget::new(file, path)));
@@ -140,6 +157,11 @@ fn open_block(path: &Path, access: Access, rdev: u64) -> Result<Box<dyn Device>,
     if access.is_exclusive() && sysfs(rdev, "ro").as_deref() == Some("1") {
         return Err(OpenError::ReadOnly { path: path.to_owned() });
     }
+    if access.is_exclusive()
+        && let Some(by) = user_of(System::running(), rdev)
+    {
+        return Err(OpenError::Busy { path: path.to_owned(), by });
+    }
     let flags = if access.is_exclusive() { OFlags::DIRECT | OFlags::EXCL } else { OFlags::DIRECT };
     let disk = if access == Access::Source { None } else { lock_disk(rdev, path, access)? };
     let mut file = open(path, access, flags)?;
@@ -151,26 +173,28 @@ fn open_block(path: &Path, access: Access, rdev: u64) -> Result<Box<dyn Device>,
         let what = "a device with sectors of more than 4096 bytes";
         return Err(OpenError::WrongKind { path: path.to_owned(), what });
     }
-    let start = partition_start(rdev);
-    Ok(Box::new(BlockTarget::new(file, path, len, u64::from(sector), start).holding(disk)))
+    Ok(Box::new(BlockTarget::new(file, path, len, Place::of(rdev, u64::from(sector))).holding(disk)))
 }
 
 /// For a partition: locks the whole disk too, which is what udev and the programs that follow it look at
 /// (systemd.io, 'Locking Block Device Access'). `None` for a whole disk, and where the disk has no usable node.
-fn lock_disk(rdev: u64, path: &Path, access: Access) -> Result<Option<File>, OpenError> {
+fn lock_disk(rdev: u64, path: &Path, access: Access) -> Result<Option<BlockTarget>, OpenError> {
     if sysfs(rdev, "partition").is_none() {
         return Ok(None);
     }
     let Some(node) = sysfs(rdev, "../dev").and_then(|number| disk_node(rdev, &number)) else { return Ok(None) };
     // Whoever may use the partition only cannot lock the disk, and need not.
-    let Ok(disk) = File::open(&node) else { return Ok(None) };
+    let Ok(mut disk) = open(&node, Access::Read, OFlags::DIRECT) else { return Ok(None) };
     lock(&disk, path, access).map_err(|e| match e {
         OpenError::Busy { path, .. } => {
-            OpenError::Busy { path, by: "another program has locked the disk that this is a partition of" }
+            OpenError::Busy { path, by: "another program has locked the disk that this is a partition of".into() }
         }
         e => e,
     })?;
-    Ok(Some(disk))
+    let Ok(len) = disk.seek(SeekFrom::End(0)) else { return Ok(None) };
+    let sector = rustix::fs::ioctl_blksszget(&disk).map_or(BLOCK, u64::from);
+    let place = std::fs::metadata(&node).map_or_else(|_| Place::default(), |meta| Place::of(meta.rdev(), sector));
+    Ok(Some(BlockTarget::new(disk, &node, len, Place { sector, ..place })))
 }
 
 /// The node in /dev of the disk that a partition belongs to, if it is the device `number`, as major:minor.
@@ -199,7 +223,7 @@ fn lock(file: &File, path: &Path, access: Access) -> Result<(), OpenError> {
             _ => return Ok(()),
         }
     }
-    Err(OpenError::Busy { path: path.to_owned(), by: "another program, perhaps blkpatch itself, has locked it" })
+    Err(OpenError::Busy { path: path.to_owned(), by: "another program, perhaps blkpatch itself, has locked it".into() })
 }
 
 /// Whether a loop device is attached to the file, under whichever name.
@@ -212,9 +236,11 @@ fn is_behind_a_loop_device(file: &std::fs::Metadata) -> bool {
     })
 }
 
-/// Where a partition starts on its disk, in bytes, as sysfs tells it.
-fn partition_start(rdev: u64) -> Option<u64> {
-    sysfs(rdev, "start")?.parse::<u64>().ok()?.checked_mul(512)
+/// Whether a regular file lies where only devices belong: not in /dev/shm, which is a file system of its own.
+fn is_in_dev(path: &Path, file: &std::fs::Metadata) -> bool {
+    let dev = Path::new("/dev");
+    let inside = std::fs::canonicalize(path).is_ok_and(|path| path.starts_with(dev));
+    inside && std::fs::metadata(dev).is_ok_and(|dev| dev.dev() == file.dev())
 }
 
 /// An attribute of a block device, where sysfs is mounted.

@@ -87,6 +87,18 @@ pub fn find_runs(
     changed: &[Range<u64>],
     options: &Options,
 ) -> Vec<Run> {
+    find_runs_telling(old, old_data, new, changed, options, &|_| ())
+}
+
+/// The same; `done` is told, by several threads, how many more bytes of `changed` were searched.
+pub fn find_runs_telling(
+    old: &[u8],
+    old_data: &[Range<u64>],
+    new: &[u8],
+    changed: &[Range<u64>],
+    options: &Options,
+    done: &(dyn Fn(u64) + Sync),
+) -> Vec<Run> {
     let changed = normalise(changed, new.len());
     if changed.is_empty() {
         return Vec::new();
@@ -97,7 +109,11 @@ pub fn find_runs(
     let grid = effort.grid(&images, &changed);
     let index = Index::build(&images, grid, (&replaced, effort.grid), options.memory, options.threads);
     let segments = segments(&changed);
-    let work = |segment: &Vec<Range<usize>>| segment_runs(&images, &index, segment, effort.finer);
+    let work = |segment: &Vec<Range<usize>>| {
+        let runs = segment_runs(&images, &index, segment, effort.finer);
+        done(segment.iter().map(|range| range.len() as u64).sum());
+        runs
+    };
     let mut runs: Vec<Run> = Vec::new();
     for part in in_parallel(&segments, options.threads, work) {
         for run in part {

@@ -12,11 +12,13 @@ use crate::apply::WalkError;
 use crate::delta::Delta;
 use crate::device::{Access, Device, FileTarget, OpenError, open_target, share_bytes};
 use crate::digest::ImageId;
+use crate::disk::{ask, finish};
 use crate::error::Error;
 use crate::monitor::Monitor;
 use crate::output::{Output, folder_of};
 use crate::patch::{DEFAULT_MEMORY_LIMIT, Opened, open_delta_telling};
 use crate::target::{read_digest, reread_all};
+use crate::units::human;
 use build::{Materials, build};
 use canvas::Canvas;
 use std::path::{Path, PathBuf};
@@ -82,15 +84,36 @@ pub fn patch_slot(
     // The target first: it may lock the disk on which both are partitions.
     let destination = Destination::open(target, if options.dry_run { Access::Inspect } else { Access::Write })?;
     let old = open_target(old, Access::Source)?;
+    if let Destination::Device(device) = &destination {
+        device.warnings().iter().for_each(|warning| monitor.note(warning));
+        check_len(&**device, opened.delta.header.new.len)?;
+        if !options.dry_run {
+            ask(&**device, &|| intent(&opened, delta_path, &*old), stop, monitor)?;
+        }
+    }
     let job = Job { opened: &opened, delta_path, old: &*old, dry_run: options.dry_run, stop, monitor };
     let outcome = match &destination {
         Destination::Device(device) => {
-            device.warnings().iter().for_each(|warning| monitor.note(warning));
-            job.onto_device(&**device)?
+            let outcome = job.onto_device(&**device)?;
+            if !options.dry_run {
+                finish(&**device, matches!(outcome, Outcome::Built { .. }), monitor);
+            }
+            outcome
         }
         Destination::File { path, there } => job.in_file(path, there.as_deref())?,
     };
     Ok(SlotReport { outcome, elapsed: start.elapsed() })
+}
+
+/// What is about to be done, for the question.
+fn intent(opened: &Opened, delta_path: &Path, old: &dyn Device) -> Vec<(&'static str, String)> {
+    let new = opened.delta.header.new;
+    vec![
+        ("delta", delta_path.display().to_string()),
+        ("old", format!("{}, which is only read", old.name())),
+        ("new", format!("{} ({} bytes), CRC-32 {:08x}", human(new.len), new.len, new.crc)),
+        ("writes", "all blocks that differ from the new image".into()),
+    ]
 }
 
 /// As [`patch_slot`], from an image onto a device that are open; `delta_path` is for messages.
@@ -208,10 +231,12 @@ impl Job<'_> {
         if self.dry_run {
             return Ok(Outcome::Possible { most: self.new_id().len });
         }
+        self.monitor.phase("waiting for earlier writes", 0);
         device.sync()?; // what it holds must be what lasts, as it may be left as it is
         let canvas = Canvas::new(device, self.monitor);
         let built = build(self.materials(), &canvas, self.stop, self.monitor);
         // Also where nothing was written now: a run that was interrupted may have been the one to write it.
+        self.monitor.phase("making it durable", 0);
         let built = built.and_then(|()| Ok(device.sync()?));
         built.map_err(|e| unfinished(&canvas, e))?;
         if let Err(why) = self.check_result(device) {

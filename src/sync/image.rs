@@ -3,6 +3,7 @@
 use super::stream::{self, Head, Stream};
 use super::trouble::Trouble;
 use super::work::End;
+use crate::device::table::TABLE_LEN;
 use crate::device::{Access, AlignedBuffer, Device, open_target};
 use crate::error::Error;
 use crate::image::{Stamp, stamp};
@@ -30,6 +31,10 @@ pub(super) trait Source: Sync {
     /// Fills the buffer with the next chunk; `None` behind the end.
     fn next(&self, buffer: &mut AlignedBuffer) -> Result<Option<Piece>, Trouble>;
 
+    /// The image's first bytes, as far as they tell whether it begins with a partition table, while nothing was taken yet;
+    /// `None` where they cannot be had.
+    fn head(&self) -> Option<Vec<u8>>;
+
     /// Bytes of the image that were taken so far; its length at the end.
     fn taken(&self) -> u64;
 }
@@ -55,6 +60,12 @@ impl Source for Plain {
             self.device.read(offset, buffer).map_err(|e| Trouble::Image(e.to_string()))?;
         }
         Ok(Some(Piece { offset, len: len as usize, hole }))
+    }
+
+    fn head(&self) -> Option<Vec<u8>> {
+        let mut head = vec![0; self.len.min(TABLE_LEN as u64) as usize];
+        self.device.read(0, &mut head).ok()?; // whoever takes the first chunk will tell why
+        Some(head)
     }
 
     fn taken(&self) -> u64 {

@@ -15,12 +15,15 @@ mod work;
 
 use crate::blockset::BlockSet;
 use crate::device::{Access, Device, open_target, shared_storage};
+use crate::disk::{ask, finish};
 use crate::error::Error;
+use crate::misplaced::{disk_has_room, odd_pair};
 use crate::monitor::Monitor;
 use crate::qcow2::Format;
 use crate::sweep::{Chunks, sweep};
 use crate::target::SurveyError;
 use crate::undo::refuse_target;
+use crate::units::human;
 use blocks::Written;
 use image::{Image, refuse_stream};
 use keep::sync_and_keep;
@@ -84,8 +87,28 @@ pub fn sync(
     }
     let device = open_target(target, if options.dry_run { Access::Inspect } else { Access::Write })?;
     device.warnings().iter().for_each(|warning| monitor.note(warning));
+    check_room(&image, &*device)?;
+    if let Some(odd) = image.source.head().and_then(|head| odd_pair(&head, &image.name, &*device)) {
+        monitor.note(&odd);
+    }
+    if !options.dry_run {
+        ask(&*device, &|| intent(&image), stop, monitor)?;
+    }
     let report = sync_device(&image, &*device, options, &end, monitor)?;
+    if !options.dry_run {
+        finish(&*device, report.differing > 0, monitor);
+    }
     Ok(SyncReport { elapsed: start.elapsed(), ..report })
+}
+
+/// What is about to be done, for the question.
+fn intent(image: &Image<'_>) -> Vec<(&'static str, String)> {
+    let len = match (image.len, image.promised) {
+        (Some(len), _) => format!("{} ({len} bytes)", human(len)),
+        (_, Some(len)) => format!("compressed, at least {}", human(len)),
+        _ => "length not known before it is read".into(),
+    };
+    vec![("image", image.name.clone()), ("", len), ("writes", "all blocks that differ from the image".into())]
 }
 
 /// An image must not be written over itself.
@@ -133,8 +156,13 @@ impl<'a> Pass<'a> {
         let Self { image, device, dry_run, end, monitor, .. } = *self;
         let len_before = device.len();
         let room = (!device.resizable()).then_some(len_before);
-        prepare(image, device, room, dry_run)?;
-        monitor.phase("comparing", image.len.unwrap_or(0));
+        check_room(image, device)?;
+        if !dry_run {
+            monitor.phase("waiting for earlier writes", 0);
+            device.sync()?; // what others wrote may still be on its way
+        }
+        device.forget_cache()?;
+        monitor.phase(if dry_run { "comparing" } else { "comparing, writing" }, image.len.unwrap_or(0));
         let show = |offset: u64, image: &[u8], target: &[u8]| match recorder {
             Some(recorder) => recorder.chunk(offset, image, target, end),
             None => Ok(()),
@@ -182,8 +210,15 @@ impl<'a> Pass<'a> {
     }
 }
 
-/// Checks what can be known before the image is read, and makes reads show what the medium holds.
-fn prepare(image: &Image<'_>, device: &dyn Device, room: Option<u64>, dry_run: bool) -> Result<(), Error> {
+/// Checks what can be known before the image is read.
+fn check_room(image: &Image<'_>, device: &dyn Device) -> Result<(), Error> {
+    let room = (!device.resizable()).then(|| device.len());
+    if let (Some(needed), Some(actual)) = (image.len, room)
+        && needed > actual
+        && let Some(why) = disk_has_room(device, needed)
+    {
+        return Err(Error::Image { why, next: "Check the names with 'lsblk'" });
+    }
     if let (Some(needed), Some(actual)) = (image.len, room)
         && needed > actual
     {
@@ -198,10 +233,7 @@ fn prepare(image: &Image<'_>, device: &dyn Device, room: Option<u64>, dry_run: b
             next: "Use a larger target, or a smaller image",
         });
     }
-    if !dry_run {
-        device.sync()?; // what others wrote may still be on its way
-    }
-    Ok(device.forget_cache()?)
+    Ok(())
 }
 
 /// Makes durable what was written, and checks it; a regular file gets the image's length. A file that is too long is
@@ -225,6 +257,7 @@ fn settle(
         device.set_len(len)?;
     }
     if work.began.load(Ordering::SeqCst) {
+        monitor.phase("making it durable", 0);
         device.sync()?;
         let mut written = std::mem::take(&mut work.log().written);
         written.sort_unstable_by_key(|window| window.span().start);

@@ -6,6 +6,7 @@ use super::length::promised;
 use super::trouble::Trouble;
 use super::work::End;
 use crate::device::AlignedBuffer;
+use crate::device::table::TABLE_LEN;
 use crate::sweep::CHUNK;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::fs::File;
@@ -156,7 +157,33 @@ struct State<'a> {
     offset: u64,
 }
 
+/// A stream that failed, and fails again for whoever reads it next.
+struct Failed(Option<io::Error>);
+
+impl Read for Failed {
+    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        Err(self.0.take().unwrap_or_else(|| ErrorKind::Other.into()))
+    }
+}
+
 impl Source for Stream<'_> {
+    fn head(&self) -> Option<Vec<u8>> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut reader = state.reader.take()?;
+        let mut head = vec![0; TABLE_LEN];
+        match fill(&mut reader, &mut head) {
+            Ok(len) => {
+                head.truncate(len);
+                state.reader = Some(Box::new(Cursor::new(head.clone()).chain(reader)));
+                Some(head)
+            }
+            Err(e) => {
+                state.reader = Some(Box::new(Failed(Some(e))));
+                None
+            }
+        }
+    }
+
     fn next(&self, buffer: &mut AlignedBuffer) -> Result<Option<Piece>, Trouble> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(mut reader) = state.reader.take() else { return Ok(None) };

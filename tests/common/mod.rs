@@ -4,8 +4,12 @@
 //! `mke2fs` fail where they would be skipped.
 #![allow(dead_code)] // each test binary uses its own part
 
+mod pty;
 mod rng;
+pub mod schema;
 
+#[allow(unused_imports)] // as above
+pub use pty::AtTerminal;
 pub use rng::Rng;
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
@@ -414,6 +418,15 @@ pub fn ext4(test: &str) -> bool {
         skip(test, "mke2fs is missing (e2fsprogs)");
     }
     there
+}
+
+/// Whether some programs are installed; says loudly which is not.
+pub fn tools(test: &str, programs: &[&str]) -> bool {
+    let missing = programs.iter().find(|program| !has(program));
+    if let Some(missing) = missing {
+        skip(test, &format!("{missing} is missing"));
+    }
+    missing.is_none()
 }
 
 /// Whether devices with injected faults can be made; says loudly where they cannot.
