@@ -38,6 +38,7 @@ pub mod spool;
 mod sweep;
 pub mod sync;
 pub mod target;
+mod traces;
 mod undo;
 pub mod units;
 mod untouched;

@@ -118,8 +118,10 @@ pub(crate) fn identify(
 const SPAN_BLOCKS: u64 = 64;
 /// Blocks between others that are read along with them: a read more would take longer.
 const GAP_BLOCKS: u64 = 8;
-/// Spans that are read before it is looked whether they could be written.
-const SPANS: usize = 256;
+/// Spans that are read before it is looked whether they could be written: as many wait in memory at the most.
+const SPANS: usize = 32;
+/// Threads that compress, at the most: each holds several MiB.
+const MOST_THREADS: u32 = 2;
 
 /// Stretches of at most [`SPAN_BLOCKS`] that cover all blocks of a set.
 fn spans(blocks: &BlockSet) -> Vec<Extent> {
@@ -184,7 +186,7 @@ pub(crate) fn keep(
 
 /// Threads that compress.
 pub(crate) fn threads() -> u32 {
-    DiffOptions::default().threads as u32
+    (DiffOptions::default().threads as u32).min(MOST_THREADS)
 }
 
 /// A delta that is being written to a file, which gets its name only when it is complete.

@@ -2,15 +2,19 @@
 //!
 //! It reads nothing from the target, so it applies to the image before, to the image after, and to every state between.
 
+use crate::apply::WalkError;
 use crate::blockset::BlockSet;
+use crate::delta::DeltaError;
 use crate::delta::batch::BatchKind;
 use crate::delta::literal::LiteralWriter;
-use crate::device::{Device, shared_storage};
+use crate::device::{Device, share_bytes};
 use crate::error::Error;
 use crate::monitor::Monitor;
+use crate::outlet::is_standard;
 use crate::patch::{Opened, PatchOptions, open_delta};
 use crate::save::{DeltaFile, Rest, SaveError, identify, keep, threads};
 use crate::target::{State, Survey, Verify, survey};
+use crate::traces::has_traces;
 use crate::units::{BLOCK, Extent, blocks_in, human};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -18,13 +22,15 @@ use std::sync::atomic::AtomicBool;
 /// The undo delta must not lie on what it is to restore.
 pub(crate) fn refuse_target(file: &Path, target: &Path) -> Result<(), Error> {
     let refuse = |why| Err(Error::Unusable { path: file.to_owned(), why });
-    let (Ok(file), Ok(target)) = (std::fs::metadata(file), std::fs::metadata(target)) else { return Ok(()) };
-    match () {
-        () if shared_storage(&file, &target).is_some() => {
-            refuse("is the target itself: give the undo delta another name")
-        }
-        () if !file.is_file() => refuse("is not a file: give the undo delta a name that is free"),
-        () => Ok(()),
+    if is_standard(file) {
+        return refuse("cannot go to standard output: it must be durable before the first write");
+    }
+    if share_bytes(file, target) {
+        return refuse("lies on the target itself, or would: give it a place on another disk");
+    }
+    match std::fs::metadata(file) {
+        Ok(meta) if !meta.is_file() => refuse("is not a file: give it a name that is free"),
+        _ => Ok(()),
     }
 }
 
@@ -52,13 +58,20 @@ impl Undo<'_> {
                 .note(&format!("nothing is overwritten: {} is not needed, and not written", self.file.display()));
             return Ok(());
         }
+        let begun = self.has_begun()?;
         if std::fs::symlink_metadata(self.file).is_ok() {
-            return self.look_at_existing();
+            return self.look_at_existing(begun);
         }
-        if self.has_begun() {
+        if begun {
             return self.refuse(
                 "cannot be made any more: an interrupted run has overwritten some of what it should hold. Run the \
                  command without '--undo' to finish, or name the undo delta that the interrupted run made",
+            );
+        }
+        if self.working.is_some_and(|working| working > self.device.len().max(new_len)) {
+            return self.refuse(
+                "cannot be made: the target is a file that has neither the length of the old nor of the new image. \
+                 Give it the old image's length first, or leave out '--undo'",
             );
         }
         if self.options.dry_run {
@@ -72,21 +85,33 @@ impl Undo<'_> {
     }
 
     /// Whether an interrupted run has written something, as far as it can be told: zeros that serve as scratch are there
-    /// from the start, and what is half written looks like what a mount has changed.
-    fn has_begun(&self) -> bool {
-        let table = &self.opened.delta.table;
+    /// from the start, and blocks of which no one is complete look like what a mount has changed.
+    fn has_begun(&self) -> Result<bool, Error> {
+        let Opened { delta, .. } = self.opened;
+        let table = &delta.table;
         match self.survey.state {
-            State::New => return true,
-            State::Old | State::Neither(_) => return false,
+            State::New => return Ok(true),
+            State::Old | State::Neither(_) => return Ok(false),
             State::Convertible { .. } => {}
         }
+        // Where the old image is not known, batches may write what is there anyway; then only saves tell.
+        let known = delta.route.old.is_some();
         let mut scratch = BlockSet::new();
         let saves = table.batches().iter().filter(|batch| batch.kind == BatchKind::Save);
         saves.flat_map(|batch| table.extents(batch)).for_each(|extent| scratch.insert(*extent));
         let mut done = table.batches().iter().zip(&self.survey.redo).filter(|(_, redo)| !**redo);
-        done.any(|(batch, _)| {
+        let shows = done.any(|(batch, _)| {
             let mut runs = table.extents(batch).iter().flat_map(|extent| scratch.runs_in(*extent));
-            batch.kind != BatchKind::Zero || runs.any(|(_, is_scratch)| !is_scratch)
+            let changed = batch.kind != BatchKind::Zero || runs.any(|(_, is_scratch)| !is_scratch);
+            changed && (known || batch.kind == BatchKind::Save)
+        });
+        if shows || !known {
+            return Ok(shows);
+        }
+        has_traces(self.device, self.opened, self.stop).map_err(|e| match e {
+            WalkError::Stop => Error::Interrupted,
+            WalkError::Device(e) => e.into(),
+            e => Error::Unreliable { name: self.device.name(), why: e.to_string() },
         })
     }
 
@@ -104,20 +129,27 @@ impl Undo<'_> {
 
     /// A file that is there already is kept if it is an undo delta of this patch and this target. Else it stays as it is,
     /// too: nothing is overwritten silently.
-    fn look_at_existing(&self) -> Result<(), Error> {
+    fn look_at_existing(&self, begun: bool) -> Result<(), Error> {
         let other =
             "exists, and is not the undo delta of this patch on this target: give another name, or move it away";
-        let Ok(undo) = open_delta(self.file, self.options.memory_limit) else { return self.refuse(other) };
+        let undo = match open_delta(self.file, self.options.memory_limit) {
+            Ok(undo) => undo,
+            Err(e @ Error::Delta { source: DeltaError::Memory { .. }, .. }) => return Err(e),
+            Err(_) => return self.refuse(other),
+        };
         if !self.fits(&undo) {
             return self.refuse(other);
         }
         let state = survey(self.device, &undo.delta, &undo.order, Verify::Full, self.stop, self.monitor)
             .map_err(|e| e.untouched(self.file))?
             .state;
-        match (&state, &self.survey.state) {
+        match (&state, begun) {
             (State::Neither(_), _) => self.refuse(other),
             // Nothing was overwritten yet, and it would bring back something else.
-            (State::Old | State::Convertible { .. }, State::Old) => self.refuse(other),
+            (State::Old | State::Convertible { .. }, false) => self.refuse(
+                "exists, and would bring back something else than this target holds: give another name. (If a run that \
+                 made it was interrupted, leave out '--undo' to finish; the file still goes back)",
+            ),
             _ => {
                 let (file, id) = (self.file.display(), undo.delta.header.new);
                 let hex = crate::digest::hex(&id.blake3);
@@ -180,7 +212,8 @@ impl Undo<'_> {
         if self.survey.state != State::Old && delta.route.old.is_some() {
             let hex = crate::digest::hex(&before.blake3);
             monitor.note(&format!(
-                "what {target} holds is not exactly the old image: {file} goes back to just that, BLAKE3 {hex}"
+                "what {target} holds is not exactly the old image (it was mounted, or a run without '--undo' began): \
+                 {file} goes back to just that, BLAKE3 {hex}"
             ));
         }
         let size = human(len);

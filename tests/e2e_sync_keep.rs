@@ -177,8 +177,8 @@ fn refusals_leave_the_target_and_the_files_as_they_are() {
     let precious = scene.write("precious", b"precious");
     for (option, file, text) in [
         ("--undo", &precious, "exists, and is not the undo delta"),
-        ("--undo", &target, "is the target itself"),
-        ("--save-delta", &target, "is the target itself"),
+        ("--undo", &target, "lies on the target itself"),
+        ("--save-delta", &target, "lies on the target itself"),
         ("--save-delta", &precious, "exists"),
         ("--save-delta", &scene.path("no").join("where"), "No such file"),
         ("--undo", &scene.path("no").join("where"), "No such file"),

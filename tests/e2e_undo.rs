@@ -223,8 +223,38 @@ fn what_was_there_is_restored_where_it_was_not_the_old_image() {
     let path = scene.path("target");
     scene.write("target", &scene.read("old"));
     let untouched = Unwritten::look(&path);
-    patch_keeping(&scene, &target).code(1).says("exists, and is not the undo delta");
+    patch_keeping(&scene, &target).code(1).says("would bring back something else");
     untouched.still(&path);
+    // And one that differs from both in what is overwritten.
+    let mut third = scene.read("old");
+    third[part(9)][500..900].fill(0xa5);
+    scene.write("target", &third);
+    let untouched = Unwritten::look(&path);
+    patch_keeping(&scene, &target).code(1).says("would bring back something else").says("leave out '--undo'");
+    untouched.still(&path);
+}
+
+#[test]
+fn what_a_power_cut_tore_is_not_taken_for_what_was_there() {
+    let old = random(81, 40 * BLOCK);
+    let new = random(82, 40 * BLOCK);
+    let scene = Scene::with_delta(&old, &new);
+    let target = scene.write("target", &old);
+    patch_keeping(&scene, &target).code(0);
+    // The only batch, half written by a run with '--undo': its file is good.
+    let torn =
+        [&new[..BLOCK], &old[BLOCK..2 * BLOCK], &new[2 * BLOCK..7 * BLOCK + 512], &old[7 * BLOCK + 512..]].concat();
+    scene.write("target", &torn);
+    patch_keeping(&scene, &target).code(0).says("is kept");
+    assert_same(&scene.read("target"), &new, "taken up");
+    run(&[&"patch", &scene.path("undo"), &target]).code(0);
+    assert_same(&scene.read("target"), &old, "and back");
+    // By a run without: what it overwrote is gone.
+    std::fs::remove_file(scene.path("undo")).unwrap();
+    scene.write("target", &torn);
+    patch_keeping(&scene, &target).code(1).says("cannot be made any more").says("Nothing was written");
+    assert_same(&scene.read("target"), &torn, "refused");
+    run(&[&"patch", &scene.path("delta"), &target]).code(0);
 }
 
 #[test]
@@ -263,11 +293,12 @@ fn an_undo_delta_that_cannot_be_written_ends_it_before_the_first_write() {
         before.still(&target);
         said.says(text)
     };
-    refused(&target, "is the target itself");
+    refused(&target, "lies on the target itself");
     refused(&scene.path("delta"), "exists, and is not the undo delta");
     refused(Path::new("/dev/full"), "is not a file");
     refused(scene.folder(), "is not a file");
     refused(&scene.path("nowhere").join("undo"), "No such file");
+    refused(Path::new("-"), "standard output");
     scene.holds_only(&["old", "new", "delta", "target"]);
     if !loops("undo on a full disk") || !ext4("undo on a full disk") {
         return;

@@ -47,11 +47,13 @@ impl Footprint {
         len: u64,
         check: impl Fn(Self) -> Result<(), DeltaError>,
     ) -> Result<Self, DeltaError> {
-        let finals = table.batches().iter().filter(|batch| batch.kind != BatchKind::Save);
+        let finals = || table.batches().iter().filter(|batch| batch.kind != BatchKind::Save);
+        // Blocks that are written twice, which will be refused, count twice: they must not cost time either.
+        let blocks = finals().flat_map(|batch| table.extents(batch)).fold(0, |sum: u64, e| sum.saturating_add(e.count));
+        check(Self { pages: blocks / PAGE_BLOCKS, nodes: 0 })?;
         let mut pages = BTreeSet::new();
-        for extent in finals.flat_map(|batch| table.extents(batch)).filter(|extent| extent.count > 0) {
-            let least = pages.len() as u64;
-            check(Self { pages: least.max(extent.count / PAGE_BLOCKS), nodes: 0 })?;
+        for extent in finals().flat_map(|batch| table.extents(batch)).filter(|extent| extent.count > 0) {
+            check(Self { pages: pages.len() as u64, nodes: 0 })?;
             pages.extend(extent.start / PAGE_BLOCKS..=(extent.end() - 1) / PAGE_BLOCKS);
         }
         check(Self { pages: pages.len() as u64, nodes: 0 })?;

@@ -182,6 +182,11 @@ impl<'a> Image<'a> {
         self.metas.iter()
     }
 
+    /// The files or devices that it lies on, as far as they have names.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.stamps.iter().map(|(path, _)| path.as_path()).chain([self.path.as_path()])
+    }
+
     /// Fails if a regular file was written since it was opened; devices and pipes cannot tell.
     pub fn unchanged(&self) -> Result<(), Trouble> {
         match self.stamps.iter().find(|(path, then)| stamp(path) != Some(*then)) {

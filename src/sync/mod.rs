@@ -14,7 +14,7 @@ mod trouble;
 mod work;
 
 use crate::blockset::BlockSet;
-use crate::device::{Access, Device, open_target, shared_storage};
+use crate::device::{Access, Device, open_target, share_bytes, shared_storage};
 use crate::disk::{ask, finish};
 use crate::error::Error;
 use crate::misplaced::{disk_has_room, odd_pair};
@@ -114,7 +114,10 @@ fn intent(image: &Image<'_>) -> Vec<(&'static str, String)> {
 /// An image must not be written over itself.
 fn refuse_itself(image: &Image<'_>, target: &Path) -> Result<(), Error> {
     let Ok(meta) = std::fs::metadata(target) else { return Ok(()) }; // opening it will tell
-    match image.metas().find_map(|image| shared_storage(image, &meta)) {
+    let how = image.metas().find_map(|image| shared_storage(image, &meta));
+    let how =
+        how.or_else(|| image.paths().any(|path| share_bytes(path, target)).then_some("they share bytes of a disk"));
+    match how {
         None => Ok(()),
         Some(how) => Err(Error::Image {
             why: format!("{} cannot be written to {}: {how}", image.name, target.display()),
