@@ -90,15 +90,6 @@ impl Device {
     }
 }
 
-/// Whether the program has `patch --undo`, on which the module relies; says loudly where not.
-fn undo(test: &str) -> bool {
-    let there = run(&[&"patch", &"--help"]).code(0).out.contains("--undo");
-    if !there {
-        skip(test, "this program has no --undo");
-    }
-    there
-}
-
 /// Part 2 gets what 9 held, and 9 gets new data: 2 is written first, as it reads 9.
 fn scene() -> Scene {
     let old = random(81, 16 * PART);
@@ -119,9 +110,6 @@ fn device() -> Device {
 
 #[test]
 fn a_deployment_patches_and_commits() {
-    if !undo("a_deployment_patches_and_commits") {
-        return;
-    }
     let scene = scene();
     // Both kinds of target where both can be had.
     let looped = loops("the Mender module").then(|| Loop::attach(&scene.path("target")));
@@ -141,9 +129,6 @@ fn a_deployment_patches_and_commits() {
 
 #[test]
 fn a_failed_check_rolls_back() {
-    if !undo("a_failed_check_rolls_back") {
-        return;
-    }
     let device = device();
     device.download();
     device.state("ArtifactInstall").code(0);
@@ -182,9 +167,6 @@ fn cut_short() -> Device {
 
 #[test]
 fn an_install_that_was_cut_short_is_resumed() {
-    if !undo("an_install_that_was_cut_short_is_resumed") {
-        return;
-    }
     let device = cut_short();
     device.state("ArtifactInstall").code(0).says("resum");
     assert_same(&device.content(), &device.scene.read("new"), "the target");
@@ -195,9 +177,6 @@ fn an_install_that_was_cut_short_is_resumed() {
 
 #[test]
 fn an_install_that_was_cut_short_is_rolled_back() {
-    if !undo("an_install_that_was_cut_short_is_rolled_back") {
-        return;
-    }
     let device = cut_short();
     device.state("ArtifactRollback").code(0);
     assert_same(&device.content(), &device.scene.read("old"), "the target");
@@ -207,9 +186,6 @@ fn an_install_that_was_cut_short_is_rolled_back() {
 
 #[test]
 fn a_refused_install_changes_nothing_and_an_old_undo_file_is_not_taken() {
-    if !undo("a_refused_install_changes_nothing_and_an_old_undo_file_is_not_taken") {
-        return;
-    }
     let device = device();
     let foreign = random(83, 16 * PART);
     device.scene.write("target", &foreign);
