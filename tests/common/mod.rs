@@ -444,7 +444,8 @@ pub fn faulty_devices(test: &str) -> bool {
     false
 }
 
-fn has(program: &str) -> bool {
+/// Whether a program of the system is there.
+pub fn has(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).chain(["/sbin".into(), "/usr/sbin".into()]).any(|dir| dir.join(program).is_file())
 }
