@@ -21,6 +21,7 @@ use crate::target::{read_digest, reread_all};
 use crate::units::human;
 use build::{Materials, build};
 use canvas::Canvas;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
@@ -266,8 +267,10 @@ impl Job<'_> {
         let folder = folder_of(path);
         let output = Output::create_in(folder).map_err(Error::io("create a file in", folder))?;
         if there.is_some() {
-            let permissions = std::fs::metadata(path).map(|meta| meta.permissions());
-            permissions.and_then(|mode| output.file().set_permissions(mode)).map_err(|e| failed(&e))?;
+            let meta = std::fs::metadata(path).map_err(|e| failed(&e))?;
+            // Only root may give files away; for others it becomes theirs, as with any program that replaces a file.
+            let _ = std::os::unix::fs::fchown(output.file(), Some(meta.uid()), Some(meta.gid()));
+            output.file().set_permissions(meta.permissions()).map_err(|e| failed(&e))?;
         }
         let file = FileTarget::new(output.file().try_clone().map_err(|e| failed(&e))?, path);
         let canvas = Canvas::blank(&file, self.monitor);
