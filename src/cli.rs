@@ -1,6 +1,7 @@
 //! The command line: types and help, no logic.
 
 use blkpatch::delta::label::Label;
+use blkpatch::outlet::is_standard;
 use blkpatch::qcow2::Format;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::{Path, PathBuf};
@@ -38,7 +39,7 @@ impl Cli {
             Verb::Sign(args) => &args.output,
             _ => return None,
         };
-        let both = self.json && output == Path::new("-");
+        let both = self.json && is_standard(output);
         let kind = clap::error::ErrorKind::ArgumentConflict;
         both.then(|| <Self as clap::CommandFactory>::command().error(kind, "'--json' needs standard output: '-o FILE'"))
     }

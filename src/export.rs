@@ -17,6 +17,7 @@ use crate::qcow2::overlay::{Named, Overlay};
 use crate::qcow2::{Chain, Format, file_is_qcow2};
 use crate::slot::build::{Materials, make_batches};
 use crate::slot::canvas::Canvas;
+use crate::slot::wrong_old;
 use crate::target::reread_all;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -126,27 +127,16 @@ impl Old {
         let read = reread_all(device, expected.len, monitor).map_err(|e| e.untouched(delta_path))?;
         match read.finish() {
             Some(found) if found == expected => Ok(()),
-            found => Err(wrong_old(name, found, expected, delta.header.new)),
+            found => Err(wrong_old(name, found, [expected, delta.header.new], WRONG_OLD)),
         }
     }
 }
 
-/// The refusal of an OLD that holds something else.
-fn wrong_old(name: String, found: Option<ImageId>, expected: ImageId, new: ImageId) -> Error {
-    let len = expected.len;
-    let place = match found {
-        Some(found) if found.crc != expected.crc => {
-            format!("the CRC-32 of its first {len} bytes is {:08x} instead of {:08x}", found.crc, expected.crc)
-        }
-        _ => format!("the BLAKE3 of its first {len} bytes differs"),
-    };
-    let hint = if found == Some(new) {
-        "It holds the new image; an overlay is made on the old one"
-    } else {
-        "Check that this is the right OLD and the right delta ('blkpatch info' shows the old image's digests)"
-    };
-    Error::Neither { name, place, hint: hint.into() }
-}
+/// What to say of an OLD that holds the new image, and of one that holds neither.
+const WRONG_OLD: [&str; 2] = [
+    "It holds the new image; an overlay is made on the old one",
+    "Check that this is the right OLD and the right delta ('blkpatch info' shows the old image's digests)",
+];
 
 /// How the overlay names the old image: by its bare name where both lie in one folder, so that they can be moved together,
 /// and else by its whole path.

@@ -1,10 +1,11 @@
 //! Judges the batches of an order on a target at rest: which are done, which must be done, and whether they can be
 //! (spec, chapter 8).
 
-use crate::delta::Delta;
-use crate::delta::batch::{BatchKind, BatchTable};
+use crate::delta::batch::{Batch, BatchKind, BatchTable};
 use crate::delta::check::CheckedOrder;
-use crate::delta::placement::Sources;
+use crate::delta::placement::{Placement, Sources};
+use crate::delta::step::{Step, StepReader};
+use crate::delta::{Delta, DeltaError};
 use crate::device::Device;
 use crate::monitor::Monitor;
 use crate::resume;
@@ -114,6 +115,27 @@ pub fn judge(
     Ok(Survey { state, redo, tree: None })
 }
 
+/// What a batch reads when its turn has come; to be called for one batch after the other.
+pub(crate) fn sources_in_turn(
+    delta: &Delta,
+    placement: &mut Placement<'_>,
+    reader: &mut StepReader,
+    steps: &mut Vec<Step>,
+    (index, batch): (u64, &Batch),
+) -> Result<Sources, DeltaError> {
+    let missing = |block| DeltaError::Rule { rule: "source", batch: index, block };
+    let sources = match batch.kind {
+        BatchKind::Zero => Sources::default(),
+        BatchKind::Save => placement.save_sources(delta.table.saved(batch)).map_err(missing)?,
+        BatchKind::Data => {
+            reader.read_batch(delta.table.extents(batch), steps)?;
+            placement.sources(steps).map_err(missing)?
+        }
+    };
+    placement.advance(index, &delta.table, batch, &sources)?;
+    Ok(sources)
+}
+
 /// Compares the sources of all batches that must be done with their CRCs.
 fn first_lost_source(
     device: &dyn Device,
@@ -125,16 +147,7 @@ fn first_lost_source(
     let mut reader = delta.steps()?;
     let mut steps = Vec::new();
     for ((index, batch), redo) in (0u64..).zip(delta.table.batches()).zip(redo) {
-        let missing = |block| crate::delta::DeltaError::Rule { rule: "source", batch: index, block };
-        let sources = match batch.kind {
-            BatchKind::Zero => Sources::default(),
-            BatchKind::Save => placement.save_sources(delta.table.saved(batch)).map_err(missing)?,
-            BatchKind::Data => {
-                reader.read_batch(delta.table.extents(batch), &mut steps)?;
-                placement.sources(&steps).map_err(missing)?
-            }
-        };
-        placement.advance(index, &delta.table, batch, &sources)?;
+        let sources = sources_in_turn(delta, &mut placement, &mut reader, &mut steps, (index, batch))?;
         if *redo && let (Some(first), Some(last)) = (sources.home.first(), sources.home.last()) {
             let within = first.start..last.end;
             if crc_of(device, sources.home.into_iter())? != batch.source_crc {

@@ -3,10 +3,10 @@
 
 use crate::delta::Delta;
 use crate::delta::batch::BatchKind;
-use crate::delta::placement::Sources;
 use crate::device::table::{TABLE_LEN, Table};
 use crate::device::{AlignedBuffer, Device, DeviceError};
 use crate::error::Error;
+use crate::judge::sources_in_turn;
 use crate::patch::Opened;
 use crate::units::{PART, human};
 use std::ops::Range;
@@ -136,16 +136,7 @@ fn samples(opened: &Opened) -> Result<Vec<Sample>, crate::delta::DeltaError> {
     let mut placement = order.placement();
     let (mut reader, mut steps) = (delta.steps()?, Vec::new());
     for (index, batch) in (0u64..).zip(delta.table.batches()).take(LOOKED_AT) {
-        let missing = |block| crate::delta::DeltaError::Rule { rule: "source", batch: index, block };
-        let sources = match batch.kind {
-            BatchKind::Zero => Sources::default(),
-            BatchKind::Save => placement.save_sources(delta.table.saved(batch)).map_err(missing)?,
-            BatchKind::Data => {
-                reader.read_batch(delta.table.extents(batch), &mut steps)?;
-                placement.sources(&steps).map_err(missing)?
-            }
-        };
-        placement.advance(index, &delta.table, batch, &sources)?;
+        let sources = sources_in_turn(delta, &mut placement, &mut reader, &mut steps, (index, batch))?;
         let bytes: u64 = sources.home.iter().map(|range| range.end - range.start).sum();
         // A save may be undone when nobody needs it any more.
         if batch.kind == BatchKind::Data && (1..=SAMPLE_BYTES).contains(&bytes) {

@@ -222,7 +222,7 @@ impl Job<'_> {
         let read = read_digest(self.old, expected.len, self.stop, self.monitor);
         match read.map_err(|e| e.untouched(self.delta_path))?.finish() {
             Some(found) if found == expected => Ok(()),
-            found => Err(wrong_old(self.old, found, expected, self.new_id())),
+            found => Err(wrong_old(self.old.name(), found, [expected, self.new_id()], WRONG_OLD)),
         }
     }
 
@@ -322,8 +322,16 @@ fn check_len(device: &dyn Device, needed: u64) -> Result<(), Error> {
     Err(Error::TooSmall { name: device.name(), needed, actual })
 }
 
-/// The refusal of an OLD that holds something else.
-fn wrong_old(old: &dyn Device, found: Option<ImageId>, expected: ImageId, new: ImageId) -> Error {
+/// What to say of an OLD that holds the new image, and of one that holds neither.
+const WRONG_OLD: [&str; 2] = [
+    "It holds the new image. Are OLD and the target mixed up, or was it patched in place?",
+    "Check that this is the right OLD and the right delta ('blkpatch info' shows the old image's digests). If it is, a \
+     file system on it was probably mounted read-write",
+];
+
+/// The refusal of an OLD that holds something else; with what to say where it is the new image, and where it is not.
+pub(crate) fn wrong_old(name: String, found: Option<ImageId>, ids: [ImageId; 2], hints: [&str; 2]) -> Error {
+    let [expected, new] = ids;
     let len = expected.len;
     let place = match found {
         Some(found) if found.crc != expected.crc => {
@@ -331,13 +339,8 @@ fn wrong_old(old: &dyn Device, found: Option<ImageId>, expected: ImageId, new: I
         }
         _ => format!("the BLAKE3 of its first {len} bytes differs"),
     };
-    let hint = if found == Some(new) {
-        "It holds the new image. Are OLD and the target mixed up, or was it patched in place?"
-    } else {
-        "Check that this is the right OLD and the right delta ('blkpatch info' shows the old image's digests). If it \
-         is, a file system on it was probably mounted read-write"
-    };
-    Error::Neither { name: old.name(), place, hint: hint.into() }
+    let hint = hints[usize::from(found != Some(new))];
+    Error::Neither { name, place, hint: hint.into() }
 }
 
 /// Building on a device has ended early.

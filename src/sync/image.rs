@@ -8,6 +8,7 @@ use crate::device::{Access, AlignedBuffer, Device, open_target};
 use crate::error::Error;
 use crate::image::{Stamp, stamp};
 use crate::monitor::{Monitor, Silent};
+use crate::outlet::is_standard;
 use crate::qcow2::{Chain, Format, file_is_qcow2};
 use crate::sweep::CHUNK;
 use std::fs::{File, Metadata};
@@ -91,7 +92,7 @@ pub(super) struct Image<'a> {
 impl<'a> Image<'a> {
     /// Opens a file, a block device, a pipe, or `-` for standard input, and recognises how it is packed.
     pub fn open(path: &Path, format: Format, end: &'a End<'a>, monitor: &dyn Monitor) -> Result<Self, Error> {
-        if path == Path::new("-") {
+        if is_standard(path) {
             return Self::from_standard_input(format, end);
         }
         let meta = std::fs::metadata(path).map_err(Error::io("open", path))?;
