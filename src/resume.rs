@@ -7,6 +7,7 @@
 
 use crate::delta::batch::{BatchKind, BatchTable};
 use crate::delta::check::CheckedOrder;
+use crate::delta::scratch::ScratchPieces;
 use crate::units::Extent;
 
 /// Says for each batch whether it must be done; `intact[k]`: the extents of batch k hold what it leaves.
@@ -64,51 +65,46 @@ impl Closure<'_> {
     }
 }
 
-/// Who writes the blocks that serve as scratch, by pieces that are nowhere cut by the border of a save.
+/// Who writes the blocks that serve as scratch.
 struct ScratchWriters {
-    /// First block of each piece, ascending; the last one ends the last piece.
-    borders: Vec<u64>,
+    pieces: ScratchPieces,
+    /// Where the writers of each piece begin in `batches`.
+    starts: Vec<usize>,
+    /// How many of them are left.
+    left: Vec<usize>,
     /// The batches that write each piece, ascending.
-    batches: Vec<Vec<u32>>,
+    batches: Vec<u32>,
 }
 
 impl ScratchWriters {
     fn new(table: &BatchTable) -> Self {
-        let saves = table.batches().iter().filter(|batch| batch.kind == BatchKind::Save);
-        let mut borders: Vec<u64> =
-            saves.flat_map(|batch| table.extents(batch)).flat_map(|extent| [extent.start, extent.end()]).collect();
-        borders.sort_unstable();
-        borders.dedup();
-        let mut writers = Self { batches: vec![Vec::new(); borders.len().saturating_sub(1)], borders };
-        for (k, batch) in (0u32..).zip(table.batches()) {
-            for extent in table.extents(batch) {
-                writers.pieces(extent).for_each(|piece| {
-                    let list = &mut writers.batches[piece];
-                    if list.last() != Some(&k) {
-                        list.push(k);
-                    }
-                });
+        let pieces = ScratchPieces::new(table);
+        let mut starts = vec![0; pieces.len() + 1];
+        let extents = || (0u32..).zip(table.batches()).flat_map(|(k, b)| table.extents(b).iter().map(move |e| (k, e)));
+        extents().flat_map(|(_, extent)| pieces.of(extent)).for_each(|piece| starts[piece + 1] += 1);
+        for piece in 0..pieces.len() {
+            starts[piece + 1] += starts[piece];
+        }
+        let mut batches = vec![0; starts[pieces.len()]];
+        let mut left = vec![0; pieces.len()];
+        for (k, extent) in extents() {
+            for piece in pieces.of(extent) {
+                batches[starts[piece] + left[piece]] = k;
+                left[piece] += 1;
             }
         }
-        writers
-    }
-
-    /// The pieces that have a block in common with an extent.
-    fn pieces(&self, extent: &Extent) -> std::ops::Range<usize> {
-        let first = self.borders.partition_point(|border| *border <= extent.start).saturating_sub(1);
-        let last = self.borders.partition_point(|border| *border < extent.end()).min(self.batches.len());
-        first.min(last)..last
+        Self { pieces, starts, left, batches }
     }
 
     /// Calls `found` with the batches behind `save` that write to its extents. Nobody finds them there again: they are
     /// spoilt then, whatever else is done again.
     fn take_behind(&mut self, save: usize, extents: &[Extent], mut found: impl FnMut(usize)) {
-        for extent in extents {
-            for piece in self.pieces(extent) {
-                let list = &mut self.batches[piece];
-                let keep = list.partition_point(|k| *k as usize <= save);
-                list.drain(keep..).for_each(|k| found(k as usize));
-            }
+        for piece in extents.iter().flat_map(|extent| self.pieces.of(extent)) {
+            let (start, left) = (self.starts[piece], self.left[piece]);
+            let writers = &self.batches[start..start + left];
+            let keep = writers.partition_point(|k| *k as usize <= save);
+            writers[keep..].iter().for_each(|k| found(*k as usize));
+            self.left[piece] = keep;
         }
     }
 }

@@ -7,7 +7,10 @@ use blkpatch::compare::View;
 use blkpatch::delta::Delta;
 use blkpatch::delta::check::check_order;
 use blkpatch::diff::{DiffOptions, diff_views};
+use blkpatch::matcher::{Run, Source};
 use blkpatch::monitor::Silent;
+use blkpatch::plan::{Recipe, plan};
+use blkpatch::units::Extent;
 use rng::Rng;
 use std::sync::Arc;
 
@@ -77,5 +80,27 @@ fn permutations_beside_literals_and_zeros_keep_the_rules() {
             new.rotate_right(1000 * round + 7);
         }
         check(&old, &new, &format!("round {round}"));
+    }
+}
+
+/// What moves a little way waits for its neighbours, all along. A few blocks of scratch cut that short.
+#[test]
+fn a_long_chain_is_cut_with_the_little_scratch_there_is() {
+    const BLOCKS: u64 = 16_384;
+    const ZEROS: u64 = 200;
+    let len = BLOCKS * BLOCK as u64;
+    for shift in [20 * BLOCK as u64, 20 * BLOCK as u64 + 1234] {
+        let runs = vec![
+            Run { dst: 0, len: shift, source: Source::Literal },
+            Run { dst: shift, len: len - shift, source: Source::Copy { src: 0 } },
+        ];
+        let zeros = |wanted: u64| vec![Extent { start: BLOCKS, count: wanted.min(ZEROS) }];
+        let new_len = len + ZEROS * BLOCK as u64;
+        let plan = plan(&Recipe::new(runs), new_len, new_len, zeros);
+        let barriers = plan.batches.iter().filter(|batch| batch.barrier).count();
+        let saved: u64 =
+            plan.batches.iter().filter(|batch| batch.save).flat_map(|batch| &batch.extents).map(|e| e.count).sum();
+        // Without cuts there is a barrier for every 20 blocks, or nearly everything is saved.
+        assert!(barriers <= 200 && saved <= 600, "shift {shift}: {barriers} barriers, {saved} blocks saved");
     }
 }

@@ -304,7 +304,7 @@ fn the_memory_needed_is_the_sum_of_table_9_2() {
     let (mut header, route) = (a_header(), a_route(Vec::new()));
     header.sections.push(section(Kind::Pack, Codec::Stored));
     let (limits, counts) = (header.limits, route.counts);
-    let footprint = Footprint { pages: 31, nodes: 1234 };
+    let footprint = Footprint { pages: 31, nodes: 1234, live: 567, parts: 8910 };
     let times: BTreeMap<&str, u64> = [
         ("1", 1),
         ("sections of the route, table 3.3, with codec 0", 2),
@@ -316,9 +316,9 @@ fn the_memory_needed_is_the_sum_of_table_9_2() {
         ("batches", counts.batches),
         ("extents", counts.extents),
         ("save_ranges", counts.save_ranges),
-        ("min(scratch_blocks, save_ranges + extents)", counts.scratch_blocks.min(counts.save_ranges + counts.extents)),
         ("save_reads", counts.save_reads),
-        ("scratch_blocks", counts.scratch_blocks),
+        ("live", footprint.live),
+        ("parts", footprint.parts),
         ("pages", footprint.pages),
         ("nodes", footprint.nodes),
     ]

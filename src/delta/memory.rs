@@ -5,6 +5,7 @@ use super::batch::{BatchKind, BatchTable};
 use super::header::{Codec, Header, Kind};
 use super::pack::PACK_MEMORY;
 use super::route::Route;
+use super::scratch::{ScratchPieces, most_live, saved_extents};
 use crate::blockset::{BlockSet, PAGE_BLOCKS};
 use crate::units::{BLOCK, Extent, PART};
 use std::collections::BTreeSet;
@@ -16,7 +17,7 @@ const PART_BLOCKS: u64 = PART / BLOCK;
 /// three batches.
 const BASE: u64 = (6 << 20) + 3 * (256 << 10);
 
-/// What the blocks that are written take because of where they lie.
+/// What an order takes because of where the blocks lie that it writes, and because of what it saves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Footprint {
     /// Pages of a [`BlockSet`] that hold them: aligned runs of 32,768 blocks, 128 MiB.
@@ -24,12 +25,16 @@ pub struct Footprint {
     /// Aligned parts of 1 MiB that hold them, and the fewest aligned runs of parts, a power of two long, that make up what
     /// lies between: the subtrees of a digest of which some parts will be replaced.
     pub nodes: u64,
+    /// Ranges and extents of saves that are live at a time, at the most.
+    pub live: u64,
+    /// Parts into which what is written to scratch is cut: see [`ScratchPieces::parts`].
+    pub parts: u64,
 }
 
 impl Footprint {
-    /// Of blocks in an image of `len` bytes.
+    /// Of blocks in an image of `len` bytes, without saves.
     #[must_use]
-    pub fn of(touched: &BlockSet, len: u64) -> Self {
+    fn of(touched: &BlockSet, len: u64) -> Self {
         let (mut nodes, mut at) = (0u64, 0);
         for extent in touched.extents() {
             let (first, last) = parts_of(extent);
@@ -38,11 +43,14 @@ impl Footprint {
             at = at.max(last);
         }
         let end = len.div_ceil(PART);
-        Self { pages: touched.pages(), nodes: nodes.saturating_add(subtrees(at, end.max(at))) }
+        Self { pages: touched.pages(), nodes: nodes.saturating_add(subtrees(at, end.max(at))), live: 0, parts: 0 }
     }
 
-    /// Of the blocks that an order writes. `check` is asked before they are collected, which takes memory.
-    pub(crate) fn of_order(
+    /// Of an order for an image of `len` bytes. `check` is asked before anything is collected that takes memory.
+    ///
+    /// # Errors
+    /// What `check` says.
+    pub fn of_order(
         table: &BatchTable,
         len: u64,
         check: impl Fn(Self) -> Result<(), DeltaError>,
@@ -50,15 +58,20 @@ impl Footprint {
         let finals = || table.batches().iter().filter(|batch| batch.kind != BatchKind::Save);
         // Blocks that are written twice, which will be refused, count twice: they must not cost time either.
         let blocks = finals().flat_map(|batch| table.extents(batch)).fold(0, |sum: u64, e| sum.saturating_add(e.count));
-        check(Self { pages: blocks / PAGE_BLOCKS, nodes: 0 })?;
+        let paged = |pages| check(Self { pages, ..Self::default() });
+        paged(blocks / PAGE_BLOCKS)?;
         let mut pages = BTreeSet::new();
         for extent in finals().flat_map(|batch| table.extents(batch)).filter(|extent| extent.count > 0) {
-            check(Self { pages: pages.len() as u64, nodes: 0 })?;
+            paged(pages.len() as u64)?;
             pages.extend(extent.start / PAGE_BLOCKS..=(extent.end() - 1) / PAGE_BLOCKS);
         }
-        check(Self { pages: pages.len() as u64, nodes: 0 })?;
+        paged(pages.len() as u64)?;
         drop(pages);
-        let footprint = Self::of(&table.touched(), len);
+        let mut footprint = Self::of(&table.touched(), len);
+        check(footprint)?;
+        footprint.live = most_live(table, |live| check(Self { live, ..footprint }))?;
+        check(Self { parts: saved_extents(table), ..footprint })?;
+        footprint.parts = ScratchPieces::new(table).parts(table);
         check(footprint)?;
         Ok(footprint)
     }
@@ -112,7 +125,8 @@ impl Memory {
         // Bitmaps: touched twice, written, final, in flight. Digests: of the old and of the new image.
         let bitmaps = self.footprint.pages.saturating_mul(5 * 4200);
         let digests = self.footprint.nodes.saturating_mul(256);
-        self.fixed.saturating_add(bitmaps).saturating_add(digests).max(self.announced)
+        let saves = self.footprint.live.saturating_mul(144).saturating_add(self.footprint.parts.saturating_mul(48));
+        self.fixed.saturating_add(bitmaps).saturating_add(digests).saturating_add(saves).max(self.announced)
     }
 
     /// Whether that is more than `limit` bytes.
@@ -148,10 +162,8 @@ fn fixed(header: &Header, route: &Route, route_number: u16) -> u64 {
         u64::from(limits.batch_steps) * 320,
         counts.batches.saturating_mul(80),
         counts.extents.saturating_mul(16),
-        counts.save_ranges.saturating_mul(16 + 128),
-        counts.scratch_blocks.min(counts.save_ranges.saturating_add(counts.extents)).saturating_mul(128),
+        counts.save_ranges.saturating_mul(16),
         counts.save_reads.saturating_mul(32),
-        counts.scratch_blocks.saturating_mul(8),
     ]
     .into_iter()
     .fold(0, u64::saturating_add)

@@ -17,6 +17,7 @@ pub mod pack;
 pub mod placement;
 pub mod reader;
 pub mod route;
+pub mod scratch;
 pub mod step;
 pub mod stream;
 pub mod writer;

@@ -298,7 +298,7 @@ impl<'a> DeltaWriter<'a> {
             region_log: identity.region_log,
             regions: identity.regions.clone(),
         };
-        let footprint = Footprint::of(self.placement.touched(), route.longer(identity.new.len));
+        let footprint = Footprint::of_order(&self.table, route.longer(identity.new.len), |_| Ok(()))?;
         let (limits, label) = (self.limits, self.label.take());
         let mut parts = self.parts(&route, level)?;
         parts.extend(label.map(|label| (Kind::Label, stored(label.as_str().into()))));

@@ -1,10 +1,11 @@
 //! From runs to batches: an order in which the target can be patched in place and a restart needs nothing but the delta.
 //!
 //! [`recipe`] holds the runs and turns stretches of them into literals; [`pieces`] cuts what is written into pieces and
-//! finds who reads what; [`order`] schedules the pieces, breaking cycles through scratch; [`batches`] groups the
-//! schedule by levels. Pure: knows images only as bytes.
+//! finds who reads what; [`order`] schedules the pieces, breaking cycles through scratch; [`cuts`] says where to cut long
+//! chains of them; [`batches`] groups the schedule by levels. Pure: knows images only as bytes.
 
 mod batches;
+mod cuts;
 mod order;
 mod pieces;
 mod recipe;
@@ -15,7 +16,9 @@ pub use volatile::volatile_blocks;
 
 use crate::delta::writer::NewBatch;
 use crate::units::{BLOCK, Extent, count_blocks};
+use cuts::Cut;
 use order::Schedule;
+use std::cell::RefCell;
 
 /// Largest number of blocks in a data or save batch: 1 MiB, what a slow stick writes in about the time of a sync.
 pub const BATCH_BLOCKS: u64 = 256;
@@ -35,6 +38,8 @@ const MOST_LITERAL: u64 = 16 * LITERAL_SCRATCH;
 const BARRIER_BLOCKS: u64 = 100;
 /// What a block costs that becomes a literal, in blocks written: the delta grows, on every device it is shipped to.
 const LITERAL_BLOCKS: u64 = 400;
+/// Smaller pieces are not tried where there would be more: each takes some 300 bytes.
+const MOST_PIECES: u64 = 1 << 20;
 /// Blocks turned into literals where the target has no free block for scratch (delta grows by up to twice that).
 const LITERAL_SCRATCH: u64 = 64;
 
@@ -49,7 +54,8 @@ pub struct Plan {
 
 /// Plans the in-place application of a recipe for images of `old_len` and `new_len` bytes. `zeros` yields, for a wanted
 /// number of blocks, extents of whole blocks that are zero in both images and outside what the recipe writes, fewer
-/// where there are not so many. Blocks become literals where the target has nothing else for scratch.
+/// where there are not so many; always the first ones. Blocks become literals where the target has nothing else for
+/// scratch.
 #[must_use]
 pub fn plan(recipe: &Recipe, old_len: u64, new_len: u64, zeros: impl Fn(u64) -> Vec<Extent>) -> Plan {
     let mut best: Option<Attempt> = None;
@@ -57,16 +63,25 @@ pub fn plan(recipe: &Recipe, old_len: u64, new_len: u64, zeros: impl Fn(u64) -> 
         if best.as_ref().is_none_or(|best| attempt.cost < best.cost) {
             best = Some(attempt);
         }
+        best.is_some()
     };
+    let zeros = Zeros { find: zeros, known: RefCell::default() };
+    let blocks: u64 = recipe.segments(new_len).iter().map(|(extent, _)| extent.count).sum();
+    let mut any = false;
     for size in PIECE_BLOCKS {
+        if any && blocks / size > MOST_PIECES {
+            break;
+        }
         let Some(base) = attempt(recipe.clone(), new_len, size, &zeros) else { continue };
-        let (free, literal, levels) = (base.cost == 0, base.literal, base.schedule.levels);
-        for step in cut_steps(levels) {
-            if let Some(cut) = cut_chains(&base, new_len, size, step, &zeros) {
-                consider(cut);
+        let (free, literal) = (base.cost == 0, base.literal);
+        let used = count_blocks(&base.scratch);
+        let more = |wanted| count_blocks(&zeros.first(used + wanted)).saturating_sub(used);
+        for (cut, blocks) in cuts::worth_trying(&base.pieces, &base.schedule, more) {
+            if let Some(attempt) = cut_chains(&base, new_len, size, (cut, blocks), &zeros) {
+                consider(attempt);
             }
         }
-        consider(base);
+        any = consider(base);
         if free || (size <= LAST_RESORT && literal == 0) {
             break; // cannot be much better
         }
@@ -76,11 +91,28 @@ pub fn plan(recipe: &Recipe, old_len: u64, new_len: u64, zeros: impl Fn(u64) -> 
     Plan { batches, zero_scratch: best.scratch }
 }
 
-/// Numbers of levels after which long chains may be cut: fixed ones, and shares for where there is little scratch.
-fn cut_steps(levels: u64) -> impl Iterator<Item = u32> {
-    let levels = u32::try_from(levels).unwrap_or(u32::MAX);
-    let shares = [levels / 16, levels / 48].into_iter().filter(|step| *step > 24);
-    [24, 12].into_iter().chain(shares).filter(move |step| *step < levels)
+/// Blocks that are zero in both images; looked for once, as that may take a look at all of the image.
+struct Zeros<F> {
+    find: F,
+    /// How many were looked for, and what was found.
+    known: RefCell<(u64, Vec<Extent>)>,
+}
+
+impl<F: Fn(u64) -> Vec<Extent>> Zeros<F> {
+    /// The first ones, up to `wanted` blocks.
+    fn first(&self, wanted: u64) -> Vec<Extent> {
+        let mut known = self.known.borrow_mut();
+        if known.0 < wanted {
+            *known = (wanted, (self.find)(wanted));
+        }
+        let mut left = wanted;
+        let mut take = |extent: &Extent| {
+            let count = extent.count.min(left);
+            left -= count;
+            Extent { count, ..*extent }
+        };
+        known.1.iter().map(&mut take).take_while(|extent| extent.count > 0).collect()
+    }
 }
 
 /// One way to order a recipe.
@@ -95,23 +127,19 @@ struct Attempt {
     cost: u64,
 }
 
-/// The same pieces, with long chains of pieces that wait for each other cut by saving ahead at every `step`-th level.
+/// The same pieces, with long chains of pieces that wait for each other cut by saving ahead.
 fn cut_chains(
     base: &Attempt,
     new_len: u64,
     size: u64,
-    step: u32,
-    zeros: &impl Fn(u64) -> Vec<Extent>,
+    (cut, blocks): (Cut, u64),
+    zeros: &Zeros<impl Fn(u64) -> Vec<Extent>>,
 ) -> Option<Attempt> {
-    let (ahead, blocks) = order::cuts(&base.pieces, &base.schedule, step);
-    // Saving costs at least so much: where that is more than all barriers, there is nothing to win.
-    if blocks >= base.schedule.levels * BARRIER_BLOCKS {
-        return None;
-    }
+    let ahead = cut.pieces(&base.schedule);
     let mut scratch = base.scratch.clone();
     for wanted in [None, Some(count_blocks(&scratch) + blocks)] {
         if let Some(wanted) = wanted {
-            scratch = zeros(wanted);
+            scratch = zeros.first(wanted);
         }
         // Zero pieces change the numbering, so the pieces to cut at are found again by their place.
         let pieces = pieces::cut(&base.recipe, &scratch, new_len, size);
@@ -131,7 +159,12 @@ fn cut_chains(
 }
 
 /// Tries with more and more scratch until there is enough.
-fn attempt(mut recipe: Recipe, new_len: u64, mut size: u64, zeros: &impl Fn(u64) -> Vec<Extent>) -> Option<Attempt> {
+fn attempt(
+    mut recipe: Recipe,
+    new_len: u64,
+    mut size: u64,
+    zeros: &Zeros<impl Fn(u64) -> Vec<Extent>>,
+) -> Option<Attempt> {
     let (mut scratch, mut wanted, mut literal, mut trimmed) = (Vec::new(), 0u64, 0u64, false);
     loop {
         let pieces = pieces::cut(&recipe, &scratch, new_len, size);
@@ -148,7 +181,7 @@ fn attempt(mut recipe: Recipe, new_len: u64, mut size: u64, zeros: &impl Fn(u64)
             }
             Err(order::NeedScratch { blocks, near }) => {
                 wanted = wanted.saturating_mul(2).max(blocks).max(4 * BATCH_BLOCKS);
-                let found = zeros(wanted);
+                let found = zeros.first(wanted);
                 if count_blocks(&found) > count_blocks(&scratch) {
                     scratch = found;
                 } else {

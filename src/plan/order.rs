@@ -31,6 +31,8 @@ pub struct Schedule {
     pub levels: u64,
     /// Blocks written to scratch.
     pub saved_blocks: u64,
+    /// Blocks that could be scratch from the start: of leaves that nobody reads.
+    pub free_at_start: u64,
 }
 
 /// There is not enough scratch.
@@ -94,6 +96,9 @@ struct State<'a> {
 /// scratch, so that they need not wait for those who read it.
 pub fn schedule(pieces: &Pieces, ahead: &[u32]) -> Result<Schedule, NeedScratch> {
     let mut state = State::new(pieces);
+    let leaves = state.ready.iter().filter(|piece| state.outward[**piece as usize] == 0);
+    let free = leaves.flat_map(|piece| &pieces.list[*piece as usize].extents).map(|extent| extent.count).sum();
+    state.schedule.free_at_start = free;
     state.save_ahead(ahead)?;
     loop {
         while let Some(piece) = state.ready.pop_front() {
@@ -112,22 +117,6 @@ pub fn schedule(pieces: &Pieces, ahead: &[u32]) -> Result<Schedule, NeedScratch>
     let mut schedule = state.schedule;
     schedule.levels = schedule.actions.iter().map(|(level, _)| u64::from(*level) + 1).max().unwrap_or(0);
     Ok(schedule)
-}
-
-/// Pieces at every `step`-th level of a schedule: saving ahead what is in danger in them cuts every chain to about
-/// `step` levels. Also the number of blocks to save.
-pub fn cuts(pieces: &Pieces, schedule: &Schedule, step: u32) -> (Vec<u32>, u64) {
-    let (mut chosen, mut blocks) = (Vec::new(), 0);
-    for (level, action) in &schedule.actions {
-        if let Action::Piece(piece) = action
-            && *level > 0
-            && level % step == 0
-        {
-            chosen.push(*piece);
-            blocks += crate::units::count_blocks(&pieces.list[*piece as usize].extents);
-        }
-    }
-    (chosen, blocks)
 }
 
 /// The part of the offered zero scratch that saves really use.
