@@ -35,7 +35,7 @@ pub fn spool(mut input: impl Read, name: &Path) -> Result<Spooled, Error> {
     input.read_exact(&mut header[12..]).map_err(|e| if is_end(&e) { cut(12) } else { reading(e) })?;
     let expected = Header::decode(&header).map_err(refused)?.file_len();
     let folder = std::env::temp_dir();
-    let writing = Error::io("keep the delta in", &folder);
+    let writing = Error::io("keep the delta (TMPDIR may name another folder) in", &folder);
     match store(&folder, &header, input.take(expected.saturating_sub(len.into()).saturating_add(1))) {
         Ok(file) => {
             let len = file.metadata().map_err(writing)?.len();

@@ -54,6 +54,19 @@ impl DeviceError {
         }
     }
 
+    /// What to do before trying again.
+    pub(crate) fn advice(&self) -> &'static str {
+        match self.is_full() {
+            true => "Make room on the file system that it lies on",
+            false => "Check the medium and its cable ('dmesg' may tell more)",
+        }
+    }
+
+    /// Whether there was no room.
+    pub(crate) fn is_full(&self) -> bool {
+        matches!(self.source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    }
+
     /// The system does not let a thread be started that is to work on the device.
     pub(crate) fn no_thread(device: &dyn Device, source: io::Error) -> Self {
         Self { operation: "starting a thread for", name: device.name(), offset: 0, len: 0, source }
