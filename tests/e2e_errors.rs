@@ -503,6 +503,7 @@ fn disks_that_are_full() {
 fn wrong_usage_is_told() {
     let two = [&"diff" as Arg<'_>, &"old", &"new"];
     let with = |row: &str, more: &[Arg<'_>]| run(&[&two[..], more].concat()).code(2).row(row);
+    run(&[]).code(2).row("usage-nothing");
     with("usage-other", &[]);
     with("usage-other", &[&"-o", &"x", &"--frobnicate"]);
     with("usage-size", &[&"-o", &"x", &"--memory", &"lots"]);
