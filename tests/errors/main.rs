@@ -43,7 +43,7 @@ fn no_refusals() -> BTreeSet<String> {
     let lines = include_str!("no_refusals.txt").lines();
     lines
         .filter(|line| !line.is_empty() && !line.starts_with('#'))
-        .map(|line| line.trim().replace("\\n", "\n"))
+        .map(|line| line.replace("\\n", "\n").trim().to_owned())
         .collect()
 }
 

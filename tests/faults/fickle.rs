@@ -11,8 +11,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 enum Lie {
     /// Once it has been read to its end, it returns other bytes.
     WhenReadAgain,
-    /// Once something was written, it returns other bytes in a block, until the end of the run.
-    OnceWritten(usize),
     /// It keeps nothing that is written.
     KeepsNothing,
     /// It changes what is written.
@@ -38,13 +36,7 @@ impl Device for Fickle<'_> {
     fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DeviceError> {
         self.inner.read(offset, buffer)?;
         if self.armed.load(Ordering::SeqCst) {
-            let at = match self.lie {
-                Lie::OnceWritten(block) => (block * BLOCK) as u64,
-                _ => offset,
-            };
-            if let Some(byte) = at.checked_sub(offset).and_then(|at| buffer.get_mut(at as usize)) {
-                *byte ^= 1;
-            }
+            buffer[0] ^= 1;
         }
         if self.lie == Lie::WhenReadAgain && offset + buffer.len() as u64 == self.len() {
             self.armed.store(true, Ordering::SeqCst);
@@ -53,16 +45,14 @@ impl Device for Fickle<'_> {
     }
     fn write(&self, offset: u64, data: &[u8]) -> Result<(), DeviceError> {
         match self.lie {
-            Lie::KeepsNothing => return Ok(()),
+            Lie::KeepsNothing => Ok(()),
             Lie::KeepsOther => {
                 let mut other = data.to_vec();
                 other[0] ^= 1;
-                return self.inner.write(offset, &other);
+                self.inner.write(offset, &other)
             }
-            Lie::OnceWritten(_) => self.armed.store(true, Ordering::SeqCst),
-            Lie::WhenReadAgain => {}
+            Lie::WhenReadAgain => self.inner.write(offset, data),
         }
-        self.inner.write(offset, data)
     }
     fn write_zeros(&self, offset: u64, len: u64) -> Result<(), DeviceError> {
         self.write(offset, &vec![0; len as usize])
@@ -98,12 +88,9 @@ fn media_that_lie_are_told_as_the_tables_say() {
     new[20 * BLOCK..21 * BLOCK].copy_from_slice(&old[30 * BLOCK..31 * BLOCK]);
     new[30 * BLOCK..31 * BLOCK].copy_from_slice(&noise(6, BLOCK));
     told(&old, &new, Lie::WhenReadAgain, "target-changing");
-    let (old, new) = pair(0);
     told(&old, &new, Lie::KeepsNothing, "stopped-unkept");
     told(&old, &new, Lie::KeepsOther, "damaged-written");
-    // A long way from the first write to the last read, so that it is not read before.
-    let old = noise(7, 2000 * BLOCK);
-    let mut new = old[BLOCK..].to_vec();
-    new.extend_from_slice(&noise(8, BLOCK));
-    told(&old, &new, Lie::OnceWritten(1900), "stopped-wrong");
+    // Saves, which are read again before the end.
+    let (old, new) = pair(0);
+    told(&old, &new, Lie::KeepsNothing, "stopped-wrong");
 }
