@@ -32,6 +32,37 @@ fn testdata(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata").join(name)
 }
 
+/// Runs it in the scene's folder as a user who may have no second thread.
+#[track_caller]
+fn alone(scene: &Scene, args: &[&str]) -> Out {
+    let program = scene.path(".program");
+    if !program.exists() {
+        fs::copy(env!("CARGO_BIN_EXE_blkpatch"), &program).unwrap();
+    }
+    fs::set_permissions(scene.folder(), fs::Permissions::from_mode(0o777)).unwrap();
+    let mut command = Command::new("setpriv");
+    // A user whom nobody else is.
+    command.args(["--reuid=61743", "--clear-groups", "prlimit", "--nproc=1"]).arg(&program).args(args);
+    command.current_dir(scene.folder());
+    run_command(command)
+}
+
+#[test]
+fn a_system_that_starts_no_more_threads() {
+    if !is_root() || !tools("no threads", &["setpriv", "prlimit"]) {
+        return skip("no threads", "not root, or no setpriv or prlimit");
+    }
+    let scene = scene();
+    fs::set_permissions(scene.path("target"), fs::Permissions::from_mode(0o666)).unwrap();
+    alone(&scene, &["patch", "delta", "target"]).code(1).row("target-no-thread");
+    assert_same(&scene.read("target"), &scene.read("old"), "the target");
+    // On the build machine it merely takes longer.
+    alone(&scene, &["diff", "old", "new", "-o", "again"]).code(0);
+    alone(&scene, &["sign", "old", "-o", "signature"]).code(0);
+    alone(&scene, &["sync", "new", "target"]).code(0);
+    run(&[&"patch", &scene.path("again"), &scene.write("copy", &scene.read("old"))]).code(0);
+}
+
 // ----------------------------------------------------------------------------------------------------- target
 
 #[test]

@@ -10,7 +10,9 @@ pub enum DeltaError {
     #[error("cannot read it: {0}")]
     Io(#[source] io::Error),
     /// The magic bytes are missing.
-    #[error("it is not a blkpatch delta: check the name; a delta that was packed must be unpacked first")]
+    #[error(
+        "it is not a blkpatch delta: check the names and their order; a delta that was packed must be unpacked first"
+    )]
     NotADelta,
     /// The magic bytes show that a transfer changed line ends.
     #[error("it was damaged by a text-mode transfer; copy it again in binary mode")]

@@ -44,6 +44,9 @@ pub struct DeviceError {
     pub source: io::Error,
 }
 
+/// [`DeviceError::operation`] where it was not the device that failed.
+const NO_THREAD: &str = "starting a thread for";
+
 impl DeviceError {
     /// Where it happened; a sync, for one, has no place.
     fn place(&self) -> String {
@@ -56,9 +59,10 @@ impl DeviceError {
 
     /// What to do before trying again.
     pub(crate) fn advice(&self) -> &'static str {
-        match self.is_full() {
-            true => "Make room on the file system that it lies on",
-            false => "Check the medium and its cable ('dmesg' may tell more)",
+        match () {
+            () if self.is_full() => "Make room on the file system that it lies on",
+            () if self.operation == NO_THREAD => "End other programs, or raise the limit ('ulimit -u')",
+            () => "Check the medium and its cable ('dmesg' may tell more)",
         }
     }
 
@@ -69,7 +73,7 @@ impl DeviceError {
 
     /// The system does not let a thread be started that is to work on the device.
     pub(crate) fn no_thread(device: &dyn Device, source: io::Error) -> Self {
-        Self { operation: "starting a thread for", name: device.name(), offset: 0, len: 0, source }
+        Self { operation: NO_THREAD, name: device.name(), offset: 0, len: 0, source }
     }
 }
 
