@@ -6,7 +6,7 @@
 use blkpatch::delta::batch::BatchKind;
 use blkpatch::delta::header::Kind;
 use blkpatch::delta::step::{Step, StepKind};
-use blkpatch::delta::stream::Compression;
+use blkpatch::delta::stream::{Compression, JOB};
 use blkpatch::delta::writer::{DeltaWriter, Identity, NewBatch};
 use blkpatch::diff::window_log;
 use blkpatch::image::Image;
@@ -32,7 +32,7 @@ fn unordered(opened: &Opened, old: &[u8], new: &[u8]) -> Result<usize, Box<dyn E
     let delta = &opened.delta;
     let (steps, zeros) = by_address(opened)?;
     let folder = std::env::temp_dir();
-    let compression = |kind| Compression { level: 19, window_log: window_log(kind), threads: 2 };
+    let compression = |kind| Compression { level: 19, window_log: window_log(kind), threads: 2, job: JOB };
     let mut writer =
         DeltaWriter::new(old, new, &opened.order.touched, &folder, compression).waiving(&["R1", "R2", "R3", "R4"]);
     let mut extents: Vec<Extent> =

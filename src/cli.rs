@@ -3,6 +3,7 @@
 use blkpatch::delta::label::Label;
 use blkpatch::outlet::is_standard;
 use blkpatch::qcow2::Format;
+use blkpatch::signature::BLOCK_LEAST;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::{Path, PathBuf};
 
@@ -171,7 +172,7 @@ pub struct DiffArgs {
     /// Threads to use; the delta does not depend on it [default: all cores]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub threads: Option<u32>,
-    /// Memory for the index of the old image, such as 256M
+    /// Memory for the index of the old image, or for its signature and the index of that, such as 256M
     #[arg(long, default_value = "512M", value_parser = parse_size, value_name = "SIZE")]
     pub memory: u64,
     /// Format of the images, or of OLD and of NEW, as in raw,qcow2
@@ -342,7 +343,7 @@ fn parse_size(text: &str) -> Result<u64, String> {
 /// Reads the length of a signature's block.
 fn parse_block(text: &str) -> Result<u32, String> {
     let len = parse_size(text)?;
-    u32::try_from(len).ok().filter(|len| (128..=16 << 20).contains(len)).ok_or_else(|| "from 128 to 16M".into())
+    u32::try_from(len).ok().filter(|len| (BLOCK_LEAST..=16 << 20).contains(len)).ok_or_else(|| "from 128 to 16M".into())
 }
 
 impl DiffArgs {

@@ -6,10 +6,12 @@
 //! every batch, and the digest of all that is not touched.
 
 use crate::compare::{Comparison, View, identify};
+use crate::diff::DiffOptions;
 use crate::digest::is_zero;
 use crate::matcher::{Run, Source};
 use crate::parallel;
 use crate::signature::{SignatureError, SignatureFile, entries_of, segments};
+use crate::signature_index::Sought;
 use crate::units::{BLOCK, Extent, blocks_touched, merge_extents, merge_ranges};
 use fast_rsync::{IndexedSignature, diff};
 use std::fs::File;
@@ -36,13 +38,14 @@ pub(crate) struct Told {
 pub(crate) fn match_signature(
     signature: &SignatureFile,
     new: View<'_>,
-    threads: usize,
+    options: &DiffOptions,
 ) -> Result<Told, SignatureError> {
+    let threads = options.threads;
+    let sought = Sought::new(signature, PIECE, options.memory)?;
     let changed = changed_blocks(signature, new, threads);
-    let librsync = signature.to_librsync()?;
-    let index = librsync.index();
+    let index = sought.index();
     let pieces: Vec<Range<u64>> = changed.iter().flat_map(|extent| cut(extent.bytes(new.len()))).collect();
-    let found = parallel::map(pieces.len(), threads, |i| match_piece(&index, new.bytes, pieces[i].clone()));
+    let found = parallel::map(pieces.len(), threads, |i| match_piece(&sought, &index, new.bytes, pieces[i].clone()));
     let mut runs: Vec<Run> = Vec::new();
     for piece in found {
         piece
@@ -88,7 +91,7 @@ fn changed_blocks(signature: &SignatureFile, new: View<'_>, threads: usize) -> V
 }
 
 /// Where the bytes of a piece come from. `None` where the signature cannot be used.
-fn match_piece(index: &IndexedSignature<'_>, new: &[u8], piece: Range<u64>) -> Option<Vec<Run>> {
+fn match_piece(sought: &Sought, index: &IndexedSignature<'_>, new: &[u8], piece: Range<u64>) -> Option<Vec<Run>> {
     let mut runs = Vec::new();
     let mut at = piece.start;
     while at < piece.end {
@@ -104,7 +107,7 @@ fn match_piece(index: &IndexedSignature<'_>, new: &[u8], piece: Range<u64>) -> O
         } else {
             let mut commands = Vec::new();
             diff(index, &new[at as usize..end as usize], &mut commands).ok()?;
-            read_commands(&commands, at, &mut runs)?;
+            read_commands(&commands, sought, at, &mut runs)?;
         }
         at = end;
     }
@@ -112,7 +115,7 @@ fn match_piece(index: &IndexedSignature<'_>, new: &[u8], piece: Range<u64>) -> O
 }
 
 /// Reads librsync's commands (its doc/format.md) for the new image from byte `dst` on.
-fn read_commands(commands: &[u8], mut dst: u64, runs: &mut Vec<Run>) -> Option<()> {
+fn read_commands(commands: &[u8], sought: &Sought, mut dst: u64, runs: &mut Vec<Run>) -> Option<()> {
     let mut rest = commands.get(4..)?; // the magic number
     let take = |rest: &mut &[u8], count: usize| {
         let (number, others) = rest.split_at_checked(count)?;
@@ -120,21 +123,24 @@ fn read_commands(commands: &[u8], mut dst: u64, runs: &mut Vec<Run>) -> Option<(
         Some(number.iter().fold(0, |all: u64, byte| all << 8 | u64::from(*byte)))
     };
     loop {
-        let (len, source) = match take(&mut rest, 1)? as u8 {
+        let len = match take(&mut rest, 1)? as u8 {
             0 => return rest.is_empty().then_some(()),
-            command @ 0x01..=0x40 => (u64::from(command), Source::Literal),
-            command @ 0x41..=0x44 => (take(&mut rest, 1 << (command - 0x41))?, Source::Literal),
+            command @ 0x01..=0x40 => u64::from(command),
+            command @ 0x41..=0x44 => take(&mut rest, 1 << (command - 0x41))?,
             command @ 0x45..=0x54 => {
                 let (offset, len) = ((command - 0x45) / 4, (command - 0x45) % 4);
-                let src = take(&mut rest, 1 << offset)?;
-                (take(&mut rest, 1 << len)?, Source::Copy { src })
+                let (found, len) = (take(&mut rest, 1 << offset)?, take(&mut rest, 1 << len)?);
+                let block = sought.block_len;
+                for (dst, src) in (dst..).step_by(block as usize).zip(sought.places(found, len)?) {
+                    push(runs, Run { dst, len: block, source: Source::Copy { src } });
+                }
+                dst += len;
+                continue;
             }
             _ => return None,
         };
-        if source == Source::Literal {
-            rest = rest.get(usize::try_from(len).ok()?..)?;
-        }
-        push(runs, Run { dst, len, source });
+        rest = rest.get(usize::try_from(len).ok()?..)?;
+        push(runs, Run { dst, len, source: Source::Literal });
         dst += len;
     }
 }

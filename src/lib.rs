@@ -36,6 +36,7 @@ mod save;
 mod scribe;
 pub mod sign;
 pub mod signature;
+mod signature_index;
 pub mod slot;
 mod sources;
 pub mod spool;

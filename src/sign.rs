@@ -7,8 +7,9 @@ use crate::monitor::Monitor;
 use crate::outlet::{Outlet, work_folder};
 use crate::qcow2::Format;
 use crate::qcow2::map::{Opening, open_image};
-use crate::signature::{self, Shape, SignatureFile};
-use std::io::{BufWriter, Write};
+use crate::signature::{self, Shape, SignatureError, SignatureFile};
+use std::fs::File;
+use std::io::{BufWriter, Read, Write};
 use std::path::Path;
 
 /// What `sign` did.
@@ -54,11 +55,22 @@ pub fn sign(
     Ok(SignReport { image: id, signature_len })
 }
 
-/// Reads a signature.
+/// Reads a signature of at most `memory` bytes.
 ///
 /// # Errors
 /// One that cannot be read, or used.
-pub(crate) fn read_signature(path: &Path) -> Result<SignatureFile, Error> {
-    let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
-    SignatureFile::parse(bytes).map_err(|source| Error::Signature { path: path.to_owned(), source })
+pub(crate) fn read_signature(path: &Path, memory: u64) -> Result<SignatureFile, Error> {
+    let file = File::open(path).map_err(Error::io("read", path))?;
+    let len = file.metadata().map_err(Error::io("read", path))?.len(); // 0 of a pipe
+    let refused = |source| Error::Signature { path: path.to_owned(), source };
+    let mut bytes = Vec::new();
+    if len <= memory {
+        bytes.reserve_exact(usize::try_from(len).unwrap_or(0) + 1); // one more to see the end
+        file.take(memory.saturating_add(1)).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
+    }
+    let needed = len.max(bytes.len() as u64);
+    if needed > memory {
+        return Err(refused(SignatureError::Memory { needed, memory }));
+    }
+    SignatureFile::parse(bytes).map_err(refused)
 }

@@ -8,6 +8,7 @@ use crate::compare::View;
 use crate::digest::{ImageId, is_zero};
 use crate::monitor::{Monitor, Silent};
 use crate::parallel;
+use crate::units::human;
 use fast_rsync::{Signature, SignatureOptions};
 use std::io::{self, Write};
 use std::ops::Range;
@@ -18,6 +19,9 @@ pub const MAGIC: u32 = 0x7273_0136;
 pub const HEADER: usize = 12;
 /// Bytes of a weak checksum.
 pub const WEAK: usize = 4;
+/// Fewest bytes of a block that are read: shorter ones find next to nothing, and make as many pieces as a hostile
+/// signature wants.
+pub const BLOCK_LEAST: u32 = 128;
 /// Most bytes of a strong checksum: all of MD4.
 pub const STRONG_MOST: u32 = 16;
 /// How the trailer ends.
@@ -37,7 +41,7 @@ const SEGMENTS: u64 = 64;
 /// The two lengths on which signatures must agree to be compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
-    /// Bytes of a block, at least 1; the image's last may be shorter.
+    /// Bytes of a block, at least [`BLOCK_LEAST`]; the image's last may be shorter.
     pub block_len: u32,
     /// Bytes of a strong checksum, 1 to 16.
     pub strong_len: u32,
@@ -56,7 +60,7 @@ impl Shape {
         WEAK + self.strong_len as usize
     }
 
-    fn header(self) -> [u8; HEADER] {
+    pub(crate) fn header(self) -> [u8; HEADER] {
         let mut header = [0; HEADER];
         let fields = [MAGIC, self.block_len, self.strong_len];
         header.chunks_exact_mut(4).zip(fields).for_each(|(to, field)| to.copy_from_slice(&field.to_be_bytes()));
@@ -64,7 +68,7 @@ impl Shape {
     }
 
     /// The entries of the blocks of `bytes`.
-    fn entries(self, bytes: &[u8]) -> Vec<u8> {
+    pub(crate) fn entries(self, bytes: &[u8]) -> Vec<u8> {
         let options = SignatureOptions { block_size: self.block_len, crypto_hash_size: self.strong_len };
         let mut entries = Signature::calculate(bytes, options).into_serialized();
         entries.drain(..HEADER.min(entries.len()));
@@ -84,6 +88,20 @@ pub enum SignatureError {
     /// Something else, or damaged.
     #[error("it is not a sound signature: {0} (copy it again, or make it anew with 'blkpatch sign')")]
     Malformed(&'static str),
+    /// Blocks that are too short.
+    #[error("its blocks have {0} bytes, and at least 128 are needed: make it with longer ones")]
+    Short(u32),
+    /// It does not fit into memory.
+    #[error(
+        "it would take {} of memory, and {} are allowed: allow more with '--memory', or make it with longer blocks \
+         ('blkpatch sign --block 64K')", human(*needed), human(*memory)
+    )]
+    Memory {
+        /// Bytes that it and its index would take, or more.
+        needed: u64,
+        /// Bytes that it may take.
+        memory: u64,
+    },
 }
 
 /// A signature that was read.
@@ -131,12 +149,10 @@ impl SignatureFile {
         self.bytes.get(HEADER..).unwrap_or_default()
     }
 
-    /// As fast_rsync has it.
-    ///
-    /// # Errors
-    /// Not for one that was parsed.
-    pub fn to_librsync(&self) -> Result<Signature, SignatureError> {
-        Signature::deserialize(self.bytes.clone()).map_err(|_| SignatureError::Malformed("its length does not fit"))
+    /// Bytes of memory that it takes.
+    #[must_use]
+    pub fn memory(&self) -> u64 {
+        self.bytes.capacity() as u64
     }
 }
 
@@ -155,6 +171,9 @@ fn shape_of(bytes: &[u8]) -> Result<Shape, SignatureError> {
     }
     if block_len == 0 || strong_len == 0 || strong_len > STRONG_MOST {
         return Err(SignatureError::Malformed("its block length or the length of its strong checksums cannot be"));
+    }
+    if block_len < BLOCK_LEAST {
+        return Err(SignatureError::Short(block_len));
     }
     let shape = Shape { block_len, strong_len };
     if !(bytes.len() - HEADER).is_multiple_of(shape.entry()) {
@@ -256,7 +275,7 @@ pub fn entries_of(view: View<'_>, segment: Range<u64>, shape: Shape) -> Vec<u8> 
     let bytes = &view.bytes[segment.start as usize..segment.end as usize];
     let whole = bytes.len() / block as usize * block as usize;
     if whole == bytes.len() && (view.is_hole(&segment) || is_zero(bytes)) {
-        let zero = shape.entries(&vec![0; block as usize]);
+        let zero = shape.entries(&bytes[..bytes.len().min(block as usize)]);
         return zero.repeat(whole / block as usize);
     }
     shape.entries(bytes)

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{BLOCK, Loop, Scene, assert_same, block, loops, random, run, skip, tool};
+use common::{BLOCK, Loop, Scene, assert_same, block, loops, random, run, run_command, skip, tool};
 use std::path::Path;
 use std::process::Command;
 
@@ -133,4 +133,45 @@ fn a_device_reports_its_signature_and_is_patched() {
     run(&[&"diff", &"--signature", &signature, &scene.write("new", &new), &"-o", &delta]).code(0);
     run(&[&"patch", &delta, &device.path()]).code(0);
     assert_same(&device.read(), &new, "the device");
+}
+
+/// `diff --signature` with little address space: nothing may be allocated because a signature says so.
+fn diff_within(kib: u32, signature: &Path, new: &Path, delta: &Path) -> common::Out {
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -v \"$0\" && exec \"$@\"", &kib.to_string(), env!("CARGO_BIN_EXE_blkpatch"), "diff"]);
+    command
+        .args(["--level", "1", "--threads", "2", "--memory", "8M", "--signature"])
+        .arg(signature)
+        .arg(new)
+        .arg("-o")
+        .arg(delta);
+    run_command(command)
+}
+
+#[test]
+fn hostile_signatures_take_no_memory() {
+    let (old, new) = pair();
+    let scene = Scene::new();
+    let (image, delta) = (scene.write("new", &new), scene.path("delta"));
+    let header = |block_len: u32| {
+        [0x7273_0136, block_len, 8].map(u32::to_be_bytes).concat() // librsync's number, and two lengths
+    };
+    let within = |signature: &Path| diff_within(1_000_000, signature, &image, &delta);
+    // Blocks longer than any image: nothing can be found, and nothing is.
+    let long = scene.write("long", &[header(u32::MAX), vec![0; 12 * 1000]].concat());
+    within(&long).code(0);
+    let target = scene.write("target", &old);
+    run(&[&"patch", &delta, &target]).code(0);
+    assert_same(&scene.read("target")[..new.len()], &new, "what needs nothing of the old image");
+    within(&scene.write("short", &[header(1), vec![7; 12 * 1000]].concat())).code(1).says("at least 128");
+    // So many blocks that their index would not fit; and a file that is not even read.
+    let many = scene.write("many", &[header(4096), vec![7; 12 << 18]].concat());
+    within(&many).code(1).says("'--memory'").says("longer blocks");
+    std::fs::File::options().write(true).open(&many).unwrap().set_len(12 + 12 * (1 << 30)).unwrap();
+    within(&many).code(1).says("'--memory'");
+    within(Path::new("/dev/zero")).code(1).says("'--memory'");
+    // As many blocks of zeros are no matter.
+    let zeros = scene.write("zeros", &vec![0; 200_000 * 128]);
+    run(&[&"sign", &"--block", &"128", &zeros, &"-o", &scene.path("of zeros")]).code(0);
+    within(&scene.path("of zeros")).code(0);
 }

@@ -169,6 +169,57 @@ fn a_file_that_only_grows_is_cut_again_from_every_state() {
 }
 
 #[test]
+fn a_file_that_only_has_to_be_cut_is_finished() {
+    let before = random(37, 2 * MIB + 3 * BLOCK + 700);
+    let image = random(38, before.len() - BLOCK);
+    for len in [image.len(), MIB + 5, MIB + 7 * BLOCK + 1, MIB, 700] {
+        let (scene, image) = (Scene::new(), &image[..len]);
+        let (path, target) = (scene.write("image", image), scene.write("target", &before));
+        let undo = scene.path("undo");
+        run(&[&"sync", &"--undo", &undo, &path, &target]).code(0);
+        // Interrupted at the end: everything is written, and what is to be cut is still there.
+        let between = [image, &before[len..]].concat();
+        scene.write("target", &between);
+        run(&[&"sync", &"--undo", &undo, &path, &target]).code(0).says("is kept");
+        assert_same(&scene.read("target"), image, &format!("cut to {len} bytes"));
+        // Before the last block was written.
+        let end = len / BLOCK * BLOCK;
+        scene.write("target", &[&image[..end], &before[end..]].concat());
+        run(&[&"sync", &"--undo", &undo, &path, &target]).code(0).says("is kept");
+        assert_same(&scene.read("target"), image, &format!("{end} bytes were written"));
+        run(&[&"patch", &undo, &target]).code(0);
+        assert_same(&scene.read("target"), &before, &format!("back from {len} bytes"));
+        // The tail of another file must not be cut, as nothing would bring it back.
+        let mut other = between;
+        other[len] ^= 1;
+        scene.write("target", &other);
+        let look = Unwritten::look(&target);
+        run(&[&"sync", &"--undo", &undo, &path, &target]).code(1).says("exists, and is not the undo delta");
+        look.still(&target);
+    }
+}
+
+#[test]
+fn keeping_takes_little_memory() {
+    const MOST: u64 = 96 << 20;
+    let scene = Scene::new();
+    let (path, target) = (scene.write("image", &random(51, 64 * MIB)), scene.write("target", &random(52, 64 * MIB)));
+    let (undo, delta) = (scene.path("undo"), scene.path("delta"));
+    let mut child = start(&[&"sync", &"--undo", &undo, &"--save-delta", &delta, &path, &target]);
+    let status = format!("/proc/{}/status", child.id());
+    let mut peak = 0;
+    while child.try_wait().unwrap().is_none() {
+        let status = fs::read_to_string(&status).unwrap_or_default();
+        let anonymous =
+            status.lines().find_map(|line| line.strip_prefix("RssAnon:")?.split_whitespace().next()?.parse().ok());
+        peak = peak.max(anonymous.unwrap_or(0u64) << 10);
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    finish(child, "sync --undo --save-delta").code(0);
+    assert!(peak > 0 && peak <= MOST, "{peak} bytes of memory");
+}
+
+#[test]
 fn refusals_leave_the_target_and_the_files_as_they_are() {
     let scene = Scene::new();
     let (before, image) = (random(41, 40 * BLOCK), random(42, 40 * BLOCK));

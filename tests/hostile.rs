@@ -6,7 +6,7 @@ use blkpatch::delta::check::check_order;
 use blkpatch::delta::header::{Codec, Header, Kind, Limits, Section};
 use blkpatch::delta::route::{Counts, Route};
 use blkpatch::delta::step::{Step, StepKind};
-use blkpatch::delta::stream::Compression;
+use blkpatch::delta::stream::{Compression, JOB};
 use blkpatch::delta::writer::{DeltaWriter, Identity, NewBatch, WriteError};
 use blkpatch::delta::{Delta, DeltaError};
 use blkpatch::device::MemoryDevice;
@@ -32,7 +32,7 @@ fn literal(block: u64) -> NewBatch {
 }
 
 fn fast(_: Kind) -> Compression {
-    Compression { level: 3, window_log: 20, threads: 1 }
+    Compression { level: 3, window_log: 20, threads: 1, job: JOB }
 }
 
 fn unknown(len: u64) -> ImageId {

@@ -479,7 +479,9 @@ fn the_example_is_a_delta_that_does_what_chapter_11_says() {
 
 #[test]
 fn signatures_are_as_their_spec_says() {
-    use blkpatch::signature::{BLOCK_LEN, MAGIC, STRONG_LEN, STRONG_MOST, Shape, TRAILER, TRAILER_MAGIC, trailer_len};
+    use blkpatch::signature::{
+        BLOCK_LEAST, BLOCK_LEN, MAGIC, STRONG_LEN, STRONG_MOST, Shape, TRAILER, TRAILER_MAGIC, trailer_len,
+    };
     let text = include_str!("../spec/signature.md");
     let fields =
         text.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").next()?.trim().parse::<usize>().ok());
@@ -488,7 +490,7 @@ fn signatures_are_as_their_spec_says() {
     for said in [
         format!("the number {MAGIC:#010x}"),
         format!("`{}` and a line feed", magic.trim_end()),
-        format!("from 1 and strong checksums of 1 to {STRONG_MOST} bytes"),
+        format!("from {BLOCK_LEAST} and strong checksums of 1 to {STRONG_MOST} bytes"),
         format!("take blocks of {BLOCK_LEN} bytes and {STRONG_LEN} bytes of strong"),
     ] {
         assert!(text.contains(&said), "spec/signature.md does not say: {said}");

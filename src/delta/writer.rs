@@ -9,7 +9,7 @@ use super::pack::{PACK_MOST, pack};
 use super::placement::{Placement, Sources, Waived, pair_extents, saved_blocks};
 use super::route::{Counts, Route};
 use super::step::{Prediction, Step, StepKind};
-use super::stream::{Compression, Finished, Stored, StreamWriter, compress_mixture};
+use super::stream::{Compression, Finished, JOB, Stored, StreamWriter, compress_mixture};
 use crate::blockset::BlockSet;
 use crate::digest::ImageId;
 use crate::units::{BLOCK, Extent, blocks_touched};
@@ -310,7 +310,7 @@ impl<'a> DeltaWriter<'a> {
     fn parts(self, route: &Route, level: i32) -> io::Result<Vec<(Kind, Finished)>> {
         let (route, batches, threads) = (route.encode(), self.table.encode(), self.threads);
         let compress = |bytes: &[u8]| {
-            let mut stream = StreamWriter::new(Compression { level, window_log: 18, threads: 1 });
+            let mut stream = StreamWriter::new(Compression { level, window_log: 18, threads: 1, job: JOB });
             stream.put(bytes, self.spool_dir)?;
             stream.finish()
         };

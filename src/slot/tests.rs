@@ -6,7 +6,7 @@ use crate::blockset::BlockSet;
 use crate::compare::{View, compare};
 use crate::delta::check::check_order;
 use crate::delta::step::{Step, StepKind};
-use crate::delta::stream::Compression;
+use crate::delta::stream::{Compression, JOB};
 use crate::delta::writer::{DeltaWriter, Identity, NewBatch};
 use crate::device::{DeviceError, MemoryDevice};
 use crate::message_rows::assert_row;
@@ -35,7 +35,7 @@ fn delta_of(old: &[u8], new: &[u8], batches: &[NewBatch]) -> Opened {
     batches.iter().flat_map(|batch| &batch.extents).for_each(|extent| touched.insert(*extent));
     let (untouched, _) = comparison.untouched(old_view, &touched, 0, 1);
     let folder = tempfile::tempdir().unwrap();
-    let compression = |_| Compression { level: 3, window_log: 18, threads: 1 };
+    let compression = |_| Compression { level: 3, window_log: 18, threads: 1, job: JOB };
     let mut writer = DeltaWriter::new(old, new, &touched, folder.path(), compression);
     batches.iter().for_each(|batch| writer.add(batch).unwrap());
     let (old, new) = (comparison.old, comparison.new);

@@ -20,6 +20,7 @@ use crate::save::{DeltaFile, threads};
 use crate::sweep::read_padded;
 use crate::target::SurveyError;
 use crate::units::{BLOCK, Extent, blocks_in, human};
+use std::ops::Range;
 use std::path::Path;
 
 const OTHER: &str = "exists, and is not the undo delta of this run on this target: give another name, or, to finish an \
@@ -136,7 +137,8 @@ fn keep_undo(
 }
 
 /// Whether `undo` goes back from the image, and holds whatever this run would overwrite, as it is now. What an interrupted
-/// run has written already does not differ any more; a block that was torn makes the answer `false`.
+/// run has written already does not differ any more, nor does the beginning of the block in which a file is still to be cut;
+/// a block that was torn makes the answer `false`.
 fn is_undo(undo: &Opened, fresh: &Complete<'_>, device: &dyn Device) -> Result<bool, SurveyError> {
     let Opened { delta, order } = undo;
     if delta.route.old != Some(fresh.old) || order.source_blocks > 0 || delta.route.counts.scratch_blocks > 0 {
@@ -150,10 +152,11 @@ fn is_undo(undo: &Opened, fresh: &Complete<'_>, device: &dyn Device) -> Result<b
     for (run, kept) in fresh.blocks.extents().flat_map(|extent| order.touched.runs_in(extent)) {
         // What an interrupted run made longer is zeros.
         let grown = Extent { start: run.start.max(end), count: run.end().saturating_sub(run.start.max(end)) };
-        if !kept && run.start < end || !holds(device, grown, fresh.new.len, None, 0)? {
+        if !kept && run.start < end || !holds(device, grown.bytes(fresh.new.len), None)? {
             return Ok(false);
         }
     }
+    let written = if fresh.right_end { fresh.old.len / BLOCK * BLOCK..fresh.old.len } else { 0..0 };
     let (mut steps, mut literals, mut list) = (delta.steps()?, delta.literals()?, Vec::new());
     let mut bytes = Vec::new();
     for batch in delta.table.batches() {
@@ -174,31 +177,42 @@ fn is_undo(undo: &Opened, fresh: &Complete<'_>, device: &dyn Device) -> Result<b
         }
         let mut at = 0;
         for extent in extents {
-            let expected = (batch.kind == BatchKind::Data).then(|| &bytes[at as usize..]);
+            let range = extent.bytes(len);
             for (run, _) in fresh.blocks.runs_in(*extent).filter(|(_, differs)| *differs) {
-                if !holds(device, run, len, expected, (run.start - extent.start) * BLOCK)? {
-                    return Ok(false);
+                for part in without(run.bytes(len), &written) {
+                    let skip = (at + part.start - range.start) as usize;
+                    let expected = (batch.kind == BatchKind::Data).then(|| bytes.get(skip..).unwrap_or_default());
+                    if !holds(device, part, expected)? {
+                        return Ok(false);
+                    }
                 }
             }
-            let range = extent.bytes(len);
             at += range.end - range.start;
         }
     }
     Ok(true)
 }
 
-/// Whether a run of blocks holds these bytes, of which it begins at `skip`; `None` are zeros.
-fn holds(device: &dyn Device, run: Extent, len: u64, expected: Option<&[u8]>, skip: u64) -> Result<bool, SurveyError> {
+/// A range without another one: what is before, and what is behind.
+fn without(range: Range<u64>, other: &Range<u64>) -> impl Iterator<Item = Range<u64>> {
+    let before = range.start..range.end.min(other.start);
+    let behind = range.start.max(other.end)..range.end;
+    [before, behind].into_iter().filter(|part| part.start < part.end)
+}
+
+/// Whether a range holds the first of these bytes; `None` are zeros. Blocks are read as a whole.
+fn holds(device: &dyn Device, range: Range<u64>, expected: Option<&[u8]>) -> Result<bool, SurveyError> {
     const MOST: u64 = 1 << 20;
-    let range = run.bytes(len);
-    let (mut at, mut buffer) = (range.start, AlignedBuffer::default());
+    let (mut at, mut buffer) = (range.start / BLOCK * BLOCK, AlignedBuffer::default());
     while at < range.end {
         buffer.resize((range.end - at).min(MOST) as usize);
         read_padded(device, at, &mut buffer)?;
+        let inside = &buffer[range.start.saturating_sub(at) as usize..];
         let same = match expected {
-            None => is_zero(&buffer),
+            None => is_zero(inside),
             Some(bytes) => {
-                bytes.get((skip + at - range.start) as usize..).is_some_and(|rest| rest.starts_with(&buffer))
+                let done = at.max(range.start) - range.start;
+                bytes.get(done as usize..).is_some_and(|rest| rest.starts_with(inside))
             }
         };
         if !same {

@@ -24,7 +24,7 @@ use std::time::Duration;
 const _: () = assert!(CHUNK == PART);
 
 /// How many chunks a thread may be ahead of the slowest one: bounds what waits for its turn.
-const AHEAD: u64 = 8;
+const AHEAD: u64 = 4;
 
 /// A part of an image, hashed as far as it can be.
 #[derive(Clone, Debug)]
@@ -114,6 +114,8 @@ pub(super) struct Complete<'a> {
     pub new: ImageId,
     pub rest: Rest,
     pub blocks: BlockSet,
+    /// See [`Recorder`].
+    pub right_end: bool,
 }
 
 #[derive(Default)]
@@ -128,6 +130,8 @@ pub(super) struct Recorder<'a> {
     /// Length of the target before, if that is not the image's by definition.
     target_len: Option<u64>,
     ways: Vec<Way>,
+    /// Whether the image ends within a block in which the target goes on, and has there what the image has.
+    right_end: AtomicBool,
     due: AtomicU64,
     state: Mutex<State<'a>>,
 }
@@ -137,7 +141,7 @@ impl<'a> Recorder<'a> {
     pub fn new(target_len: Option<u64>, saved: Vec<Saved<'a>>) -> Self {
         let ways = saved.iter().map(|saved| saved.way).collect();
         let state = Mutex::new(State { saved, ..State::default() });
-        Self { target_len, ways, due: AtomicU64::new(0), state }
+        Self { target_len, ways, right_end: AtomicBool::new(false), due: AtomicU64::new(0), state }
     }
 
     fn state(&self) -> MutexGuard<'_, State<'a>> {
@@ -199,6 +203,7 @@ impl<'a> Recorder<'a> {
             if *way == Way::Back && goes_on && !(image.len() as u64).is_multiple_of(BLOCK) {
                 // The image's last block is cut: all of it is brought back with what follows.
                 let last = Extent { start: chunk.end() - 1, count: 1 };
+                self.right_end.store(!touched.any(last), Ordering::Relaxed);
                 wanted = without(&touched, chunk, last);
                 touched = with(touched, last);
             }
@@ -267,7 +272,8 @@ impl<'a> Recorder<'a> {
                 return Err(Trouble::Image("internal error: parts of the image were not compared".into()));
             };
             let (old, new) = if saved.way == Way::Forth { (target, image) } else { (image, target) };
-            complete.push(Complete { writer: saved.writer, old, new, rest, blocks: saved.blocks });
+            let right_end = self.right_end.load(Ordering::Relaxed);
+            complete.push(Complete { writer: saved.writer, old, new, rest, blocks: saved.blocks, right_end });
         }
         Ok(complete)
     }

@@ -6,7 +6,7 @@ use blkpatch::compare::View;
 use blkpatch::delta::batch::BatchKind;
 use blkpatch::delta::check::{check_order, check_order_waiving};
 use blkpatch::delta::placement::Waived;
-use blkpatch::delta::stream::Compression;
+use blkpatch::delta::stream::{Compression, JOB};
 use blkpatch::delta::writer::{DeltaWriter, Identity, NewBatch, WriteError};
 use blkpatch::delta::{Delta, DeltaError};
 use blkpatch::diff::{DiffOptions, diff_views};
@@ -67,7 +67,7 @@ impl Order {
         let untouched = *blake3::hash(&prefix).as_bytes();
         let identity =
             Identity { old: Some(id(&self.old)), new: id(&self.new), untouched, region_log: 0, regions: Vec::new() };
-        let fast = |_| Compression { level: 1, window_log: 20, threads: 1 };
+        let fast = |_| Compression { level: 1, window_log: 20, threads: 1, job: JOB };
         let folder = std::env::temp_dir();
         let mut writer = DeltaWriter::new(&self.old, &self.new, &touched, &folder, fast).waiving(waived);
         self.batches.iter().try_for_each(|batch| writer.add(batch))?;
