@@ -399,7 +399,7 @@ fn write_delta(
 
 /// zstd's level for each of ours. Literals may be long (those that a signature leaves over, for one, are five times as
 /// long as those of a whole comparison), and nearly all the time goes there: one level less takes a tenth of it off for
-/// 0.1 % of the bytes at the most.
+/// 0.1 % of the bytes.
 fn zstd_level(level: u32, kind: Kind) -> i32 {
     match level {
         0..=1 => 3,

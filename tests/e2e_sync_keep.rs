@@ -28,6 +28,9 @@ fn pairs() -> Vec<(Vec<u8>, Vec<u8>)> {
     pairs.push((cut(700), cut(500)));
     pairs.push((cut(500), cut(700)));
     pairs.push((cut(MIB), vec![0; MIB]));
+    // Chunks of zeros in both, several in a row.
+    let sparse = |last: u8| [cut(5), vec![0; 5 * MIB], vec![last; BLOCK], vec![0; 3 * MIB]].concat();
+    pairs.push((sparse(1), sparse(2)));
     pairs
 }
 

@@ -207,7 +207,7 @@ pub struct Compression {
 /// Bytes of a job by default: enough to find nearly all that a whole stream would.
 pub const JOB: u32 = 8 << 20;
 /// Of the window, a job looks at this half of what stands before it (zstd's overlapLog). All of it would cost a tenth more
-/// time, and gain less than 0.1 %.
+/// time, and gain 0.1 %.
 const OVERLAP: u32 = 8;
 
 /// Below this many bytes a stream is kept in memory and compressed at once, with a window as small as it is.

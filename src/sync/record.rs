@@ -97,6 +97,12 @@ struct Seen {
     other: Option<Box<Other>>,
 }
 
+impl Seen {
+    fn is_zero(&self) -> bool {
+        self.other.is_none() && matches!(self.image, Part::Zeros)
+    }
+}
+
 /// What differs from the image's part.
 struct Other {
     /// `None` behind the target's end.
@@ -121,7 +127,10 @@ pub(super) struct Complete<'a> {
 #[derive(Default)]
 struct State<'a> {
     waiting: BTreeMap<u64, Seen>,
-    seen: Vec<Seen>,
+    /// In order, with how many there are: zeros in both take no memory, however many.
+    seen: Vec<(Seen, usize)>,
+    /// How many there are of all.
+    taken: u64,
     saved: Vec<Saved<'a>>,
 }
 
@@ -158,7 +167,7 @@ impl<'a> Recorder<'a> {
         let mut state = self.state();
         state.waiting.insert(number, seen);
         while let Some(mut seen) = {
-            let due = state.seen.len() as u64;
+            let due = state.taken;
             state.waiting.remove(&due)
         } {
             if let Some(other) = &mut seen.other {
@@ -166,8 +175,12 @@ impl<'a> Recorder<'a> {
                     content.iter().try_for_each(|(extent, bytes)| saved.add(*extent, bytes))?;
                 }
             }
-            state.seen.push(seen);
-            self.due.store(state.seen.len() as u64, Ordering::Relaxed);
+            match state.seen.last_mut() {
+                Some((last, count)) if last.is_zero() && seen.is_zero() => *count += 1,
+                _ => state.seen.push((seen, 1)),
+            }
+            state.taken += 1;
+            self.due.store(state.taken, Ordering::Relaxed);
         }
         Ok(())
     }
@@ -234,7 +247,8 @@ impl<'a> Recorder<'a> {
         let (mut image, mut target) = (TreeDigest::new(image_len), TreeDigest::new(target_len));
         let mut rests: Vec<RestDigest> = self.ways.iter().map(|_| RestDigest::new(image_len.min(target_len))).collect();
         let ones: Vec<Option<u64>> = state.saved.iter().map(|saved| saved.one(image_len, target_len)).collect();
-        for (offset, seen) in (0u64..).step_by(PART as usize).zip(&state.seen) {
+        let all = state.seen.iter().flat_map(|(seen, count)| std::iter::repeat_n(seen, *count));
+        for (offset, seen) in (0u64..).step_by(PART as usize).zip(all) {
             push(&mut image, seen.image.digest(offset, image_len));
             let target_part = seen.other.as_ref().map_or(Some(&seen.image), |other| other.target.as_ref());
             match target_part {
