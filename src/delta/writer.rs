@@ -9,7 +9,7 @@ use super::pack::{PACK_MOST, pack};
 use super::placement::{Placement, Sources, Waived, pair_extents, saved_blocks};
 use super::route::{Counts, Route};
 use super::step::{Prediction, Step, StepKind};
-use super::stream::{Compression, Finished, JOB, Stored, StreamWriter, compress_mixture};
+use super::stream::{Compression, Finished, Stored, StreamWriter, compress_mixture};
 use crate::blockset::BlockSet;
 use crate::digest::ImageId;
 use crate::units::{BLOCK, Extent, blocks_touched};
@@ -93,6 +93,8 @@ pub struct DeltaWriter<'a> {
     prediction: Prediction,
     differences: DifferenceWriter,
     threads: usize,
+    /// As of [`Compression`].
+    job: u32,
     /// By position in [`Kind::COLUMNS`].
     columns: Vec<Column>,
 }
@@ -114,7 +116,7 @@ impl<'a> DeltaWriter<'a> {
         compression: impl Fn(Kind) -> Compression,
     ) -> Self {
         let column = |kind| Column { kind, pending: Vec::new(), stream: StreamWriter::new(compression(kind)) };
-        let threads = compression(Kind::Literals).threads as usize;
+        let Compression { threads, job, .. } = compression(Kind::Literals);
         Self {
             old,
             new,
@@ -127,7 +129,8 @@ impl<'a> DeltaWriter<'a> {
             limits: Limits::default(),
             prediction: Prediction::default(),
             differences: DifferenceWriter::default(),
-            threads,
+            threads: threads as usize,
+            job,
             columns: Kind::COLUMNS.into_iter().map(column).collect(),
         }
     }
@@ -310,7 +313,7 @@ impl<'a> DeltaWriter<'a> {
     fn parts(self, route: &Route, level: i32) -> io::Result<Vec<(Kind, Finished)>> {
         let (route, batches, threads) = (route.encode(), self.table.encode(), self.threads);
         let compress = |bytes: &[u8]| {
-            let mut stream = StreamWriter::new(Compression { level, window_log: 18, threads: 1, job: JOB });
+            let mut stream = StreamWriter::new(Compression { level, window_log: 18, threads: 1, job: self.job });
             stream.put(bytes, self.spool_dir)?;
             stream.finish()
         };
