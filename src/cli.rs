@@ -88,7 +88,7 @@ pub enum Verb {
             been checked. After an interruption run the same command\nagain, with the same delta file, to finish.\n\n\
             The file of '--undo' is complete and durable before the first write. It is a\ndelta like any other, and goes \
             back also from a target that is patched only in part.\nIt is not overwritten if it exists; a run that is taken \
-            up keeps it. It\ntakes at most 32 MiB of memory more than 'info' says.\n\n\
+            up keeps it.\nIt takes at most 32 MiB of memory more than 'info' says.\n\n\
             Examples:\n  sudo blkpatch patch update.delta /dev/sdX\n  \
             sudo blkpatch patch --undo back.delta update.delta /dev/sdX\n  sudo blkpatch patch back.delta /dev/sdX\n  \
             curl -s https://example.org/update.delta | sudo blkpatch patch - /dev/sdX\n  \
