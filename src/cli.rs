@@ -1,8 +1,9 @@
 //! The command line: types and help, no logic.
 
 use blkpatch::delta::label::Label;
+use blkpatch::format::Format;
 use blkpatch::outlet::is_standard;
-use blkpatch::qcow2::Format;
+use blkpatch::packed::Packing;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::{Path, PathBuf};
 
@@ -209,6 +210,9 @@ pub struct PatchArgs {
     /// device, whatever it holds, or a file, which appears only when it is complete
     #[arg(long, value_name = "OLD", conflicts_with_all = ["verify", "undo"])]
     pub old: Option<PathBuf>,
+    /// Format of OLD
+    #[arg(long, value_enum, default_value_t = FormatArg::Auto, requires = "old")]
+    pub format: FormatArg,
     /// How much to check; with --old it is always everything
     #[arg(long, value_enum, default_value_t = VerifyArg::Full)]
     pub verify: VerifyArg,
@@ -305,12 +309,20 @@ pub enum VerifyArg {
 /// The format of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum FormatArg {
-    /// qcow2 where a file's name and content say so, else raw
+    /// Compressed where a file begins so, qcow2 where its name says so too, else raw
     Auto,
     /// The bytes as they are, whatever they look like
     Raw,
     /// qcow2, read with its backing files
     Qcow2,
+    /// Compressed by gzip
+    Gzip,
+    /// Compressed by xz
+    Xz,
+    /// Compressed by zstd
+    Zstd,
+    /// Compressed by bzip2
+    Bzip2,
 }
 
 impl FormatArg {
@@ -320,6 +332,10 @@ impl FormatArg {
             Self::Auto => Format::Auto,
             Self::Raw => Format::Raw,
             Self::Qcow2 => Format::Qcow2,
+            Self::Gzip => Format::Packed(Packing::Gzip),
+            Self::Xz => Format::Packed(Packing::Xz),
+            Self::Zstd => Format::Packed(Packing::Zstd),
+            Self::Bzip2 => Format::Packed(Packing::Bzip2),
         }
     }
 }
