@@ -70,6 +70,8 @@ pub enum Verb {
             blkpatch diff --signature v1.sig v2.img -o update.delta\n\n\
             From a signature whole blocks are found again, wherever they lie, but not content\n\
             that changed a little: such a delta is larger than one made from the old image.\n\n\
+            Files compressed by gzip, xz, zstd or bzip2, recognised by their content, are\n\
+            unpacked first: beside DELTA, or in the folder that TMPDIR names.\n\n\
             A file that begins like qcow2 and whose name ends in .qcow2 is read as qcow2,\n\
             with its backing files, which are named in a note. Where name and content\n\
             disagree it is refused: say which it is with '--format', and do not go by the\n\
@@ -100,6 +102,8 @@ pub enum Verb {
     #[command(
         after_help = "Where the image is at hand, no delta is needed. What is right already is not\nwritten, what is written \
             is read back and compared. After an interruption run\nthe same command again.\n\n\
+            A file or stream that is compressed by gzip, xz, zstd or bzip2 is unpacked as it\nis read; its content counts, \
+            not its name.\n\n\
             A file that begins like qcow2 and whose name ends in .qcow2 is read as qcow2,\nwith its backing files, \
             which are named in a note. Where name and content\ndisagree it is refused: say which it is with '--format'. \
             Devices, pipes and\nTARGET are always raw.\n\n\
@@ -114,7 +118,8 @@ pub enum Verb {
     /// Write a delta as a qcow2 overlay on the old image, to try the new one in QEMU
     #[command(after_help = "OLD is only read, and checked first. The overlay names it as its backing file:\n\
             by its bare name where both lie in one folder, else by its whole path. OLD must\n\
-            not change as long as the overlay is used.\n\n\
+            not change as long as the overlay is used. On a compressed OLD, which QEMU\n\
+            cannot read, the result has no backing file, and holds all of the new image.\n\n\
             Example:\n  blkpatch export update.delta --old v1.img -o try.qcow2\n  \
             qemu-system-x86_64 -m 1G -drive file=try.qcow2")]
     Export(ExportArgs),
@@ -154,7 +159,7 @@ impl Verb {
 /// Arguments of `diff`.
 #[derive(Debug, Args)]
 pub struct DiffArgs {
-    /// The images, the old one first: files, also qcow2, or block devices
+    /// The images, the old one first: files, also compressed or qcow2, or block devices
     #[arg(required = true, num_args = 1..=2, value_names = ["OLD", "NEW"])]
     pub images: Vec<PathBuf>,
     /// Take this signature of the old image in place of the image
@@ -183,7 +188,7 @@ pub struct DiffArgs {
 /// Arguments of `sign`.
 #[derive(Debug, Args)]
 pub struct SignArgs {
-    /// The image: a file, also qcow2, or a block device
+    /// The image: a file, also compressed or qcow2, or a block device
     pub image: PathBuf,
     /// The signature, or - for standard output; it appears only when it is complete
     #[arg(short, long, value_name = "SIGNATURE")]
@@ -233,7 +238,7 @@ pub struct PatchArgs {
 /// Arguments of `sync`.
 #[derive(Debug, Args)]
 pub struct SyncArgs {
-    /// The image: a file, also qcow2 or one compressed by gzip, xz or zstd, a block device, or - for standard input
+    /// The image: a file, also compressed or qcow2, a block device, or - for standard input
     pub image: PathBuf,
     /// The block device, or the image file, that is to hold it; a file gets the image's length
     pub target: PathBuf,
@@ -259,7 +264,7 @@ pub struct SyncArgs {
 pub struct ExportArgs {
     /// The delta
     pub delta: PathBuf,
-    /// The old image: a file, also qcow2, or a block device
+    /// The old image: a file, also compressed or qcow2, or a block device
     #[arg(long)]
     pub old: PathBuf,
     /// The overlay; it appears only when it is complete
