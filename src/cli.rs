@@ -211,8 +211,8 @@ pub struct PatchArgs {
     pub delta: PathBuf,
     /// The block device, or the image file, to patch; with --old, the one to build the new image in
     pub target: PathBuf,
-    /// Read the old image from this device or file, which is never written, and build all of the new one in TARGET: a
-    /// device, whatever it holds, or a file, which appears only when it is complete
+    /// Read the old image from this device or file (also compressed, or qcow2), which is never written, and build all of
+    /// the new one in TARGET: a device, whatever it holds, or a file, which appears only when it is complete
     #[arg(long, value_name = "OLD", conflicts_with_all = ["verify", "undo"])]
     pub old: Option<PathBuf>,
     /// Format of OLD

@@ -11,7 +11,7 @@ use crate::parallel;
 use crate::qcow2::Chain;
 use crate::qcow2::map::open_chain;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// How and where to open images.
 #[derive(Clone, Copy)]
@@ -59,9 +59,18 @@ fn unpack_all(files: &[PackedFile], how: Opening<'_>) -> Result<Vec<Image>, Erro
     how.monitor.phase("unpacking", files.iter().map(|file| file.len).sum());
     let memory: u64 = files.iter().map(PackedFile::memory).fold(0, u64::saturating_add);
     let threads = if memory > memory_limit() { 1 } else { how.threads };
-    // A signal ends the program, and with it the files, which have no names.
-    let unpacking = Unpacking { folder: how.folder, stop: &AtomicBool::new(false), monitor: how.monitor };
-    let unpacked = parallel::map(files.len(), threads, |i| files[i].unpack(unpacking));
+    // A signal ends the program, and with it the files, which have no names. Where one fails, the others end.
+    let failed = AtomicBool::new(false);
+    let unpacking = Unpacking { folder: how.folder, stop: &failed, monitor: how.monitor };
+    let unpacked = parallel::map(files.len(), threads, |i| {
+        let file = files[i].unpack(unpacking);
+        failed.fetch_or(file.is_err(), Ordering::Relaxed);
+        file
+    });
+    let (unpacked, errors): (Vec<_>, Vec<_>) = unpacked.into_iter().partition(Result::is_ok);
+    if let Some(e) = errors.into_iter().filter_map(Result::err).find(|e| !matches!(e, Error::Interrupted)) {
+        return Err(e);
+    }
     let image = |(packed, file): (&PackedFile, _)| {
         let image = Image::of_file(file?).map_err(Error::io("map", &packed.path))?;
         Ok(image.watching([(packed.path.as_path(), packed.stamp)].into_iter()))
