@@ -81,7 +81,7 @@ pub enum Error {
     },
     /// The compressed image is refused.
     #[error(
-        "cannot unpack {path}, which is compressed by {packing}: {source}; {at} bytes of the image came before that. \
+        "cannot unpack {path}, which is compressed by {packing}, behind byte {at} of the image: {source}. \
         If it is a raw image that only begins like a compressed one, say '--format raw'"
     )]
     Packed {
