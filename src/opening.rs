@@ -10,6 +10,10 @@ use crate::packed::memory_limit;
 use crate::parallel;
 use crate::qcow2::Chain;
 use crate::qcow2::map::open_chain;
+use crate::units::human;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -71,11 +75,33 @@ fn unpack_all(files: &[PackedFile], how: Opening<'_>) -> Result<Vec<Image>, Erro
     if let Some(e) = errors.into_iter().filter_map(Result::err).find(|e| !matches!(e, Error::Interrupted)) {
         return Err(e);
     }
-    let image = |(packed, file): (&PackedFile, _)| {
-        let image = Image::of_file(file?).map_err(Error::io("map", &packed.path))?;
+    let unpacked = unpacked.into_iter().collect::<Result<Vec<File>, Error>>()?;
+    check_holes(files, &unpacked, how.folder)?;
+    let image = |(packed, file): (&PackedFile, File)| {
+        let image = Image::of_file(file).map_err(Error::io("map", &packed.path))?;
         Ok(image.watching([(packed.path.as_path(), packed.stamp)].into_iter()))
     };
     files.iter().zip(unpacked).map(image).collect()
+}
+
+/// On a tmpfs a hole takes room as soon as it is read through a map, and where there is none the system ends the program.
+fn check_holes(files: &[PackedFile], unpacked: &[File], folder: &Path) -> Result<(), Error> {
+    const TMPFS: u64 = 0x0102_1994;
+    let is_tmpfs = rustix::fs::statfs(folder).is_ok_and(|fs| fs.f_type as u64 == TMPFS);
+    let (Some(first), true) = (files.first(), is_tmpfs) else { return Ok(()) };
+    let metas = unpacked.iter().filter_map(|file| file.metadata().ok());
+    let (len, room) = metas.fold((0u64, 0u64), |(len, room), meta| (len + meta.len(), room + meta.blocks() * 512));
+    let free = rustix::fs::statvfs(folder).map_or(u64::MAX, |fs| fs.f_bavail.saturating_mul(fs.f_frsize));
+    if len.saturating_sub(room) <= free {
+        return Ok(());
+    }
+    let why = "it is a tmpfs, where zeros that are read take room as well";
+    Err(Error::NoRoom {
+        image: first.path.clone(),
+        folder: folder.to_owned(),
+        written: human(room),
+        source: io::Error::new(io::ErrorKind::StorageFull, why),
+    })
 }
 
 /// An old image that is only read: whoever reads it checks all of it by its digest.
