@@ -1,8 +1,9 @@
 //! The command line: types and help, no logic.
 
 use blkpatch::delta::label::Label;
+use blkpatch::format::Format;
 use blkpatch::outlet::is_standard;
-use blkpatch::qcow2::Format;
+use blkpatch::packed::Packing;
 use blkpatch::signature::BLOCK_LEAST;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::{Path, PathBuf};
@@ -70,6 +71,8 @@ pub enum Verb {
             blkpatch diff --signature v1.sig v2.img -o update.delta\n\n\
             From a signature whole blocks are found again, wherever they lie, but not content\n\
             that changed a little: such a delta is larger than one made from the old image.\n\n\
+            Files compressed by gzip, xz, zstd or bzip2, recognised by their content, are\n\
+            unpacked first: beside DELTA, or in the folder that TMPDIR names.\n\n\
             A file that begins like qcow2 and whose name ends in .qcow2 is read as qcow2,\n\
             with its backing files, which are named in a note. Where name and content\n\
             disagree it is refused: say which it is with '--format', and do not go by the\n\
@@ -101,6 +104,8 @@ pub enum Verb {
         after_help = "Where the image is at hand, no delta is needed. What is right already is not\nwritten, what is written \
             is read back and compared. After an interruption run\nthe same command again. \
             With '--undo' and '--save-delta' it takes at most 96 MiB\nof memory, beside unpacking IMAGE.\n\n\
+            A file or stream that is compressed by gzip, xz, zstd or bzip2 is unpacked as it\nis read; its content counts, \
+            not its name.\n\n\
             A file that begins like qcow2 and whose name ends in .qcow2 is read as qcow2,\nwith its backing files, \
             which are named in a note. Where name and content\ndisagree it is refused: say which it is with '--format'. \
             Devices, pipes and\nTARGET are always raw.\n\n\
@@ -115,7 +120,8 @@ pub enum Verb {
     /// Write a delta as a qcow2 overlay on the old image, to try the new one in QEMU
     #[command(after_help = "OLD is only read, and checked first. The overlay names it as its backing file:\n\
             by its bare name where both lie in one folder, else by its whole path. OLD must\n\
-            not change as long as the overlay is used.\n\n\
+            not change as long as the overlay is used. On a compressed OLD, which QEMU\n\
+            cannot read, the result has no backing file, and holds all of the new image.\n\n\
             Example:\n  blkpatch export update.delta --old v1.img -o try.qcow2\n  \
             qemu-system-x86_64 -m 1G -drive file=try.qcow2")]
     Export(ExportArgs),
@@ -155,7 +161,7 @@ impl Verb {
 /// Arguments of `diff`.
 #[derive(Debug, Args)]
 pub struct DiffArgs {
-    /// The images, the old one first: files, also qcow2, or block devices
+    /// The images, the old one first: files, also compressed or qcow2, or block devices
     #[arg(required = true, num_args = 1..=2, value_names = ["OLD", "NEW"])]
     pub images: Vec<PathBuf>,
     /// Take this signature of the old image in place of the image
@@ -184,7 +190,7 @@ pub struct DiffArgs {
 /// Arguments of `sign`.
 #[derive(Debug, Args)]
 pub struct SignArgs {
-    /// The image: a file, also qcow2, or a block device
+    /// The image: a file, also compressed or qcow2, or a block device
     pub image: PathBuf,
     /// The signature, or - for standard output; it appears only when it is complete
     #[arg(short, long, value_name = "SIGNATURE")]
@@ -207,10 +213,13 @@ pub struct PatchArgs {
     pub delta: PathBuf,
     /// The block device, or the image file, to patch; with --old, the one to build the new image in
     pub target: PathBuf,
-    /// Read the old image from this device or file, which is never written, and build all of the new one in TARGET: a
-    /// device, whatever it holds, or a file, which appears only when it is complete
+    /// Read the old image from this device or file (also compressed, or qcow2), which is never written, and build all of
+    /// the new one in TARGET: a device, whatever it holds, or a file, which appears only when it is complete
     #[arg(long, value_name = "OLD", conflicts_with_all = ["verify", "undo"])]
     pub old: Option<PathBuf>,
+    /// Format of OLD
+    #[arg(long, value_enum, default_value_t = FormatArg::Auto, requires = "old")]
+    pub format: FormatArg,
     /// How much to check; with --old it is always everything
     #[arg(long, value_enum, default_value_t = VerifyArg::Full)]
     pub verify: VerifyArg,
@@ -231,7 +240,7 @@ pub struct PatchArgs {
 /// Arguments of `sync`.
 #[derive(Debug, Args)]
 pub struct SyncArgs {
-    /// The image: a file, also qcow2 or one compressed by gzip, xz or zstd, a block device, or - for standard input
+    /// The image: a file, also compressed or qcow2, a block device, or - for standard input
     pub image: PathBuf,
     /// The block device, or the image file, that is to hold it; a file gets the image's length
     pub target: PathBuf,
@@ -257,7 +266,7 @@ pub struct SyncArgs {
 pub struct ExportArgs {
     /// The delta
     pub delta: PathBuf,
-    /// The old image: a file, also qcow2, or a block device
+    /// The old image: a file, also compressed or qcow2, or a block device
     #[arg(long)]
     pub old: PathBuf,
     /// The overlay; it appears only when it is complete
@@ -307,12 +316,20 @@ pub enum VerifyArg {
 /// The format of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum FormatArg {
-    /// qcow2 where a file's name and content say so, else raw
+    /// Compressed where a file begins so, qcow2 where its name says so too, else raw
     Auto,
     /// The bytes as they are, whatever they look like
     Raw,
     /// qcow2, read with its backing files
     Qcow2,
+    /// Compressed by gzip
+    Gzip,
+    /// Compressed by xz
+    Xz,
+    /// Compressed by zstd
+    Zstd,
+    /// Compressed by bzip2
+    Bzip2,
 }
 
 impl FormatArg {
@@ -322,6 +339,10 @@ impl FormatArg {
             Self::Auto => Format::Auto,
             Self::Raw => Format::Raw,
             Self::Qcow2 => Format::Qcow2,
+            Self::Gzip => Format::Packed(Packing::Gzip),
+            Self::Xz => Format::Packed(Packing::Xz),
+            Self::Zstd => Format::Packed(Packing::Zstd),
+            Self::Bzip2 => Format::Packed(Packing::Bzip2),
         }
     }
 }

@@ -13,6 +13,7 @@ pub const CODES: &[&str] = &[
     "delta-memory",
     "signature-unusable",
     "qcow2-unusable",
+    "packed-unusable",
     "delta-not-made",
     "target-missing",
     "target-wrong-kind",
@@ -40,7 +41,7 @@ impl Error {
     #[must_use]
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Io { .. } | Self::NotMade { .. } => "file",
+            Self::Io { .. } | Self::NotMade { .. } | Self::NoRoom { .. } => "file",
             Self::Unusable { .. } => "unusable-file",
             Self::Delta { source, .. } => match source {
                 DeltaError::Newer { .. } => "delta-newer",
@@ -49,6 +50,7 @@ impl Error {
             },
             Self::Signature { .. } => "signature-unusable",
             Self::Qcow2 { .. } => "qcow2-unusable",
+            Self::Packed { .. } => "packed-unusable",
             Self::Write(_) => "delta-not-made",
             Self::Open(e) => match e {
                 OpenError::Missing { .. } => "target-missing",

@@ -11,13 +11,13 @@ use crate::delta::{Delta, DeltaError};
 use crate::diff_signature::{Told, clipped, known_old, known_ranges, match_signature};
 use crate::digest::ImageId;
 use crate::error::Error;
+use crate::format::Format;
 use crate::image::Image;
 use crate::matcher::{self, Run};
 use crate::monitor::Monitor;
-use crate::outlet::{Outlet, work_folder};
+use crate::opening::{Opening, open_image, open_pair};
+use crate::outlet::{Outlet, unpack_folder};
 use crate::plan::{self, Recipe, volatile_blocks};
-use crate::qcow2::Format;
-use crate::qcow2::map::{Opening, open_image};
 use crate::sign::read_signature;
 use crate::signature::SignatureFile;
 use crate::units::{BLOCK, Extent, blocks_touched, merge_extents};
@@ -97,10 +97,9 @@ pub fn diff(
     options: &DiffOptions,
     monitor: &dyn Monitor,
 ) -> Result<DiffReport, Error> {
-    let folder = work_folder(output);
+    let folder = unpack_folder(Some(output));
     let how = options.opening(&folder, monitor);
-    let old_image = open_image(old_path, options.formats.0, how)?;
-    let new_image = open_image(new_path, options.formats.1, how)?;
+    let (old_image, new_image) = open_pair([(old_path, options.formats.0), (new_path, options.formats.1)], how)?;
     let (old, new) = (View::of(&old_image), View::of(&new_image));
     let inputs = [(&old_image, old_path), (&new_image, new_path)];
     publish(output, &inputs, new, options, monitor, |folder, out| {
@@ -124,7 +123,7 @@ pub fn diff_signature(
 ) -> Result<DiffReport, Error> {
     let refused = |source| Error::Signature { path: signature_path.to_owned(), source };
     let signature = read_signature(signature_path, options.memory)?;
-    let folder = work_folder(output);
+    let folder = unpack_folder(Some(output));
     let new_image = open_image(new_path, options.formats.1, options.opening(&folder, monitor))?;
     let new = View::of(&new_image);
     monitor.phase("matching", 0);

@@ -3,6 +3,7 @@
 use crate::delta::DeltaError;
 use crate::delta::writer::WriteError;
 use crate::device::{DeviceError, OpenError};
+use crate::packed::{PackedError, Packing};
 use crate::qcow2::Qcow2Error;
 use crate::signature::SignatureError;
 use crate::units::human;
@@ -77,6 +78,38 @@ pub enum Error {
         /// Why.
         #[source]
         source: Qcow2Error,
+    },
+    /// The compressed image is refused.
+    #[error(
+        "cannot unpack {path}, which is compressed by {packing}, behind byte {at} of the image: {source}. \
+        If it is a raw image that only begins like a compressed one, say '--format raw'"
+    )]
+    Packed {
+        /// The image.
+        path: PathBuf,
+        /// How it is compressed.
+        packing: Packing,
+        /// Bytes of the image that were unpacked.
+        at: u64,
+        /// Why.
+        #[source]
+        source: PackedError,
+    },
+    /// A compressed image cannot be kept unpacked.
+    #[error(
+        "cannot keep what {image} unpacks to in {folder}, where {written} of it went: {source}. All of it that is not zero \
+        needs room there. Set TMPDIR to a folder that has more: 'TMPDIR=/FOLDER blkpatch ...'"
+    )]
+    NoRoom {
+        /// The image.
+        image: PathBuf,
+        /// Where it was unpacked.
+        folder: PathBuf,
+        /// How much of it came before, for people.
+        written: String,
+        /// The system's error.
+        #[source]
+        source: io::Error,
     },
     /// The delta could not be made.
     #[error("cannot make the delta: {0}")]

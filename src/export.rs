@@ -2,24 +2,29 @@
 //! is touched. The old image is only read, and checked first.
 //!
 //! The overlay, while it is made, is a device that shows the old image: so what batches write is made on it as in another
-//! slot, and what they leave alone is there already.
+//! slot, and what they leave alone is there already. QEMU cannot read compressed images: where the old one is, the result
+//! has no backing file, and holds all of the new image.
 
 use crate::delta::Delta;
-use crate::device::{Access, Device, open_target};
+use crate::device::{Access, Device, MemoryDevice};
 use crate::diff::{check_output, real_output};
 use crate::digest::ImageId;
 use crate::error::Error;
+use crate::format::{Format, Kind};
 use crate::monitor::Monitor;
-use crate::outlet::{is_standard, output_name};
+use crate::opening::OldImage;
+use crate::outlet::{is_standard, output_name, unpack_folder};
 use crate::output::{Output, folder_of};
+use crate::packed::file::Unpacking;
 use crate::patch::{DEFAULT_MEMORY_LIMIT, open_delta};
+use crate::qcow2::Chain;
 use crate::qcow2::overlay::{Named, Overlay};
-use crate::qcow2::{Chain, Format, file_is_qcow2};
-use crate::slot::build::{Materials, make_batches};
+use crate::slot::build::{Materials, build, make_batches};
 use crate::slot::canvas::Canvas;
 use crate::slot::wrong_old;
 use crate::target::reread_all;
 use std::ffi::OsStr;
+use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -47,13 +52,14 @@ pub struct ExportReport {
     pub new: ImageId,
     /// Bytes of the overlay.
     pub overlay_len: u64,
-    /// The old image, as the overlay names it.
-    pub backing: PathBuf,
+    /// The old image, as the overlay names it; `None` where it stands alone, as the old image is compressed.
+    pub backing: Option<PathBuf>,
     /// Time taken.
     pub elapsed: Duration,
 }
 
-/// Writes an overlay on `old` that shows the new image. `output` appears only when it is complete and was read back.
+/// Writes an overlay on `old` that shows the new image; where `old` is compressed, an image that stands alone. `output`
+/// appears only when it is complete and was read back.
 ///
 /// # Errors
 /// A delta that cannot be used, an `old` that is not its old image, or an output that cannot be written.
@@ -71,64 +77,86 @@ pub fn export(
     }
     let opened = open_delta(delta_path, options.memory_limit)?;
     let delta = &opened.delta;
-    let old = Old::open(old_path, options.format, monitor)?;
+    let old = OldImage::open(old_path, options.format, Access::Read, monitor)?;
     let output = &real_output(output)?;
     check_output(output, old.files.iter().map(PathBuf::as_path).chain([old_path, delta_path]))?;
-    old.check(delta, delta_path, monitor)?;
+    // A signal ends the program, and with it all that has no name yet.
+    let never = AtomicBool::new(false);
+    let unpacking = Unpacking { folder: &unpack_folder(Some(output)), stop: &never, monitor };
+    let (device, kind) = old.unpack(unpacking)?;
+    check_old(&*device, delta, delta_path, monitor)?;
     let folder = folder_of(output);
-    let name = backing_name(old_path, folder)?;
+    let backing = Backing::new(kind, old_path, folder)?;
     let file = Output::create_in(folder).map_err(Error::io("create a file in", folder))?;
-    let overlay = Overlay::new(file.file(), output, &*old.device, delta.header.new.len);
-    let failed = |e: &dyn std::fmt::Display| Error::NotMade { path: output.to_owned(), why: e.to_string() };
-    let from = Materials { old: &*old.device, delta, order: &opened.order };
-    // A signal ends the program, and with it the file, which has no name yet.
-    make_batches(from, &Canvas::unseen(&overlay, monitor), &AtomicBool::new(false), monitor).map_err(|e| failed(&e))?;
-    overlay.finish(Named { name: &name, format: old.format }).map_err(|e| failed(&e))?;
-    check_result(file.file(), output, old_path, &old, delta, monitor)?;
+    let from = Materials { old: &*device, delta, order: &opened.order };
+    make(from, backing.as_ref(), file.file(), output, monitor)?;
+    check_result(file.file(), output, backing.as_ref(), delta, monitor)?;
     let overlay_len = file.file().metadata().map_err(Error::io("write", output))?.len();
     file.finish(output).map_err(Error::io("create", output))?;
-    let backing = PathBuf::from(OsStr::from_bytes(&name));
+    let backing = backing.map(|backing| PathBuf::from(OsStr::from_bytes(&backing.name)));
     Ok(ExportReport { new: delta.header.new, overlay_len, backing, elapsed: start.elapsed() })
 }
 
-/// The old image.
-struct Old {
-    device: Box<dyn Device>,
-    format: &'static [u8],
-    /// All files that are read.
-    files: Vec<PathBuf>,
+/// Makes the overlay in an empty file; `output` is for messages.
+fn make(
+    from: Materials<'_>,
+    backing: Option<&Backing<'_>>,
+    file: &File,
+    output: &Path,
+    monitor: &dyn Monitor,
+) -> Result<(), Error> {
+    let failed = |e: &dyn std::fmt::Display| Error::NotMade { path: output.to_owned(), why: e.to_string() };
+    let (nothing, never) = (MemoryDevice::new(Vec::new(), false), AtomicBool::new(false));
+    let below: &dyn Device = if backing.is_some() { from.old } else { &nothing };
+    let overlay = Overlay::new(file, output, below, from.delta.header.new.len);
+    let made = match backing {
+        Some(_) => make_batches(from, &Canvas::unseen(&overlay, monitor), &never, monitor),
+        None => build(from, &Canvas::blank(&overlay, monitor), &never, monitor),
+    };
+    made.map_err(|e| failed(&e))?;
+    let named = backing.map(|backing| Named { name: &backing.name, format: backing.format() });
+    overlay.finish(named).map_err(|e| failed(&e))
 }
 
-impl Old {
-    fn open(path: &Path, format: Format, monitor: &dyn Monitor) -> Result<Self, Error> {
-        if !file_is_qcow2(path, format)? {
-            let device = open_target(path, Access::Read)?;
-            return Ok(Self { device, format: b"raw", files: vec![path.to_owned()] });
+/// What an overlay lies on.
+struct Backing<'a> {
+    /// The old image.
+    path: &'a Path,
+    /// How the overlay names it.
+    name: Vec<u8>,
+    is_qcow2: bool,
+}
+
+impl<'a> Backing<'a> {
+    /// `None` for an image that QEMU cannot read.
+    fn new(kind: Kind, path: &'a Path, folder: &Path) -> Result<Option<Self>, Error> {
+        if matches!(kind, Kind::Packed(_)) {
+            return Ok(None);
         }
-        let chain = Chain::open(path)?;
-        if let Some(note) = chain.note() {
-            monitor.note(&note);
-        }
-        let files = chain.members().map(|member| member.path.clone()).collect();
-        Ok(Self { device: Box::new(chain), format: b"qcow2", files })
+        let name = backing_name(path, folder)?;
+        Ok(Some(Self { path, name, is_qcow2: kind == Kind::Qcow2 }))
     }
 
-    /// Makes sure that it is the delta's old image, all of it.
-    fn check(&self, delta: &Delta, delta_path: &Path, monitor: &dyn Monitor) -> Result<(), Error> {
-        let Some(expected) = delta.route.old else {
-            let why = "it does not say what its old image is, so that OLD cannot be checked";
-            return Err(Error::Unusable { path: delta_path.to_owned(), why });
-        };
-        let (device, name) = (&*self.device, self.device.name());
-        if device.len() < expected.len {
-            return Err(Error::TooSmall { name, needed: expected.len, actual: device.len() });
-        }
-        monitor.phase("checking OLD", expected.len);
-        let read = reread_all(device, expected.len, monitor).map_err(|e| e.untouched(delta_path))?;
-        match read.finish() {
-            Some(found) if found == expected => Ok(()),
-            found => Err(wrong_old(name, found, [expected, delta.header.new], WRONG_OLD)),
-        }
+    fn format(&self) -> &'static [u8] {
+        if self.is_qcow2 { b"qcow2" } else { b"raw" }
+    }
+}
+
+/// Makes sure that a device holds the delta's old image, all of it.
+fn check_old(device: &dyn Device, delta: &Delta, delta_path: &Path, monitor: &dyn Monitor) -> Result<(), Error> {
+    let Some(expected) = delta.route.old else {
+        let why = "it does not say what its old image is, so that OLD cannot be checked";
+        return Err(Error::Unusable { path: delta_path.to_owned(), why });
+    };
+    let name = device.name();
+    if device.len() < expected.len {
+        return Err(Error::TooSmall { name, needed: expected.len, actual: device.len() });
+    }
+    monitor.phase("checking OLD", expected.len);
+    let read = reread_all(device, expected.len, monitor).map_err(|e| e.untouched(delta_path))?;
+    match read.finish() {
+        Some(found) if found == expected => Ok(()),
+        found => Err(wrong_old(name, found, [expected, delta.header.new], WRONG_OLD)),
     }
 }
 
@@ -156,10 +184,9 @@ fn backing_name(old: &Path, folder: &Path) -> Result<Vec<u8>, Error> {
 
 /// Reads the overlay as any other reader would.
 fn check_result(
-    file: &std::fs::File,
+    file: &File,
     output: &Path,
-    old_path: &Path,
-    old: &Old,
+    backing: Option<&Backing<'_>>,
     delta: &Delta,
     monitor: &dyn Monitor,
 ) -> Result<(), Error> {
@@ -167,7 +194,10 @@ fn check_result(
     let new = delta.header.new;
     monitor.phase("checking the result", new.len);
     let file = file.try_clone().map_err(Error::io("read", output))?;
-    let chain = Chain::on(file, output, old_path, old.format == b"qcow2")?;
+    let chain = match backing {
+        Some(backing) => Chain::on(file, output, backing.path, backing.is_qcow2)?,
+        None => Chain::alone(file, output)?,
+    };
     let found = reread_all(&chain, new.len, monitor).map_err(|e| not_made(e.to_string()))?.finish();
     if found == Some(new) {
         return Ok(());

@@ -1,7 +1,7 @@
 //! Images on the build machine: mapped files or block devices, read-only, with their holes known.
 
 use crate::error::Error;
-use crate::qcow2::chain::{Base, Member};
+use crate::qcow2::chain::Base;
 use crate::units::PART;
 use memmap2::{Advice, Mmap, MmapOptions};
 use rustix::fs::SeekFrom as HoleSeek;
@@ -22,7 +22,7 @@ pub struct Image {
     identity: Option<Identity>,
     /// The ranges that show another file or device at equal offsets: ascending.
     base: Option<(Identity, Vec<Range<u64>>)>,
-    /// All the files that it is made from, where they are several.
+    /// All the files that it is made from, where it is no map of one.
     watched: Vec<(PathBuf, Stamp)>,
 }
 
@@ -101,12 +101,12 @@ impl Image {
     }
 
     /// Makes [`Image::changed_since`] look at these files. Devices cannot tell.
-    pub(crate) fn watching<'a>(mut self, members: impl Iterator<Item = &'a Member>) -> Self {
-        self.watched = members.filter_map(|member| Some((member.path.clone(), member.stamp?))).collect();
+    pub(crate) fn watching<'a>(mut self, files: impl Iterator<Item = (&'a Path, Option<Stamp>)>) -> Self {
+        self.watched = files.filter_map(|(path, stamp)| Some((path.to_owned(), stamp?))).collect();
         self
     }
 
-    /// The files that it is made from, where they are several.
+    /// The files that it is made from, where it is no map of one.
     pub(crate) fn files(&self) -> impl Iterator<Item = &Path> {
         self.watched.iter().map(|(path, _)| path.as_path())
     }

@@ -116,7 +116,7 @@ impl Sign {
 pub struct Export {
     overlay: String,
     overlay_bytes: u64,
-    backing: String,
+    backing: Option<String>,
     new: ImageInfo,
     seconds: f64,
 }
@@ -127,7 +127,7 @@ impl Export {
         Self {
             overlay: output.display().to_string(),
             overlay_bytes: done.overlay_len,
-            backing: done.backing.display().to_string(),
+            backing: done.backing.as_ref().map(|backing| backing.display().to_string()),
             new: done.new.into(),
             seconds: done.elapsed.as_secs_f64(),
         }

@@ -51,7 +51,15 @@ fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(e) => {
             // What concerns other files than the target is found before that is written.
-            let other = writes && matches!(e, Error::Io { .. } | Error::Unusable { .. } | Error::Qcow2 { .. });
+            let other = writes
+                && matches!(
+                    e,
+                    Error::Io { .. }
+                        | Error::Unusable { .. }
+                        | Error::Qcow2 { .. }
+                        | Error::Packed { .. }
+                        | Error::NoRoom { .. }
+                );
             let message = format!("{e}{}", if other { "\nNothing was written." } else { "" });
             terminal.failure(e.exit_code(), &Failure::of(&e, message));
             ExitCode::from(e.exit_code())
@@ -140,7 +148,8 @@ fn run_patch(args: &PatchArgs, terminal: &Arc<Terminal>) -> Result<(), Error> {
 
 fn run_slot(args: &PatchArgs, old: &Path, terminal: &Arc<Terminal>) -> Result<(), Error> {
     let stop = stop_on_signal(terminal, SLOT_STOPPED);
-    let options = SlotOptions { dry_run: args.dry_run, memory_limit: args.memory_limit };
+    let (dry_run, memory_limit) = (args.dry_run, args.memory_limit);
+    let options = SlotOptions { dry_run, memory_limit, format: args.format.format() };
     let done = terminal.after(patch_slot(&args.delta, old, &args.target, &options, &stop, &**terminal))?;
     report::slot(terminal, &args.target, old, &done)?;
     Ok(())

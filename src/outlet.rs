@@ -30,6 +30,17 @@ pub(crate) fn work_folder(output: &Path) -> PathBuf {
     if is_standard(output) { std::env::temp_dir() } else { folder_of(output).to_owned() }
 }
 
+/// The folder where images are unpacked for an output: TMPDIR, where the user names one, else beside the output, where
+/// room is needed anyway.
+pub(crate) fn unpack_folder(output: Option<&Path>) -> PathBuf {
+    let folder = match std::env::var_os("TMPDIR").filter(|folder| !folder.is_empty()) {
+        Some(folder) => folder.into(),
+        None => output.map_or_else(std::env::temp_dir, work_folder),
+    };
+    // It is named in messages, where '.' would not say much.
+    folder.canonicalize().unwrap_or(folder)
+}
+
 /// A place that an output can go to.
 #[derive(Debug)]
 pub(crate) enum Outlet {

@@ -101,11 +101,14 @@ pub fn patch(
 
 /// What `export` did.
 pub fn export(terminal: &Terminal, output: &Path, done: &ExportReport) -> Result<(), Error> {
+    let what = match &done.backing {
+        Some(backing) => format!("an overlay on {}", backing.display()),
+        None => "a qcow2 image without a backing file, as OLD is compressed,".to_owned(),
+    };
     let text = format!(
-        "{}: {} bytes, an overlay on {} that shows the new image ({}), checked by reading it back, {:.1} s",
+        "{}: {} bytes, {what} that shows the new image ({}), checked by reading it back, {:.1} s",
         output.display(),
         done.overlay_len,
-        done.backing.display(),
         human(done.new.len),
         done.elapsed.as_secs_f64()
     );

@@ -3,10 +3,10 @@
 use crate::compare::{View, identify, identify_telling};
 use crate::digest::ImageId;
 use crate::error::Error;
+use crate::format::Format;
 use crate::monitor::Monitor;
-use crate::outlet::{Outlet, work_folder};
-use crate::qcow2::Format;
-use crate::qcow2::map::{Opening, open_image};
+use crate::opening::{Opening, open_image};
+use crate::outlet::{Outlet, unpack_folder};
 use crate::signature::{self, Shape, SignatureError, SignatureFile};
 use std::fs::File;
 use std::io::{BufWriter, Read, Write};
@@ -33,7 +33,7 @@ pub fn sign(
     threads: usize,
     monitor: &dyn Monitor,
 ) -> Result<SignReport, Error> {
-    let folder = work_folder(output);
+    let folder = unpack_folder(Some(output));
     let image = open_image(path, format, Opening { folder: &folder, threads, monitor })?;
     let view = View::of(&image);
     let outlet = Outlet::new(output, image.files().chain([path]))?;

@@ -17,13 +17,20 @@ pub struct FileTarget {
     path: PathBuf,
     /// Holes that were reserved.
     reserved: Mutex<Vec<Range<u64>>>,
+    /// Whether only this process knows it: what it holds is what was written, and need not come from the medium.
+    temporary: bool,
 }
 
 impl FileTarget {
     /// Wraps an open file; `path` is for messages.
     #[must_use]
     pub fn new(file: File, path: &Path) -> Self {
-        Self { file, path: path.to_owned(), reserved: Mutex::default() }
+        Self { file, path: path.to_owned(), reserved: Mutex::default(), temporary: false }
+    }
+
+    /// The same for a file without a name that this process has made; `path` stands for it.
+    pub(crate) fn temporary(file: File, path: &Path) -> Self {
+        Self { temporary: true, ..Self::new(file, path) }
     }
 
     /// The holes of the file among `len` bytes from `offset`.
@@ -156,6 +163,9 @@ impl Device for FileTarget {
     }
 
     fn forget_cache(&self) -> Result<(), DeviceError> {
+        if self.temporary {
+            return Ok(());
+        }
         rustix::fs::fadvise(&self.file, 0, None, Advice::DontNeed)
             .map_err(|e| self.error("dropping the cache of", 0, 0, e.into()))
     }

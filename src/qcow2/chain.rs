@@ -1,13 +1,13 @@
 //! A qcow2 image with its backing files, as one disk that can be read.
 
 use super::entry::Place;
-use super::header::read_up_to;
 use super::layer::Layer;
 pub use super::layer::Member;
 use super::{MAGIC, Qcow2Error};
 use crate::device::{Device, DeviceError};
 use crate::error::Error;
 use crate::image::data_ranges;
+use crate::reading::read_up_to;
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs::{File, Metadata};
@@ -67,6 +67,15 @@ impl Chain {
             let below = if below_is_qcow2 { Below::Qcow2 } else { Below::Raw };
             Self { layers, base: None }.with_all(below(below_path.to_owned()))
         };
+        chain().map_err(|source| Error::Qcow2 { path: path.to_owned(), source })
+    }
+
+    /// An image that has no name yet and stands alone; `path` is for messages.
+    ///
+    /// # Errors
+    /// As [`Chain::open`].
+    pub fn alone(file: File, path: &Path) -> Result<Self, Error> {
+        let chain = || Self { layers: vec![Layer::of_file(file, path)?], base: None }.with_all(Below::Nothing);
         chain().map_err(|source| Error::Qcow2 { path: path.to_owned(), source })
     }
 

@@ -1,7 +1,7 @@
 //! The header of a qcow2 image: read, checked, and written (docs/interop/qcow2 of QEMU).
 
 use super::{MAGIC, Qcow2Error};
-use std::io;
+use crate::reading::read_up_to;
 use std::os::unix::fs::FileExt;
 
 /// Bytes of a header of version 2.
@@ -240,15 +240,17 @@ pub struct Layout {
     pub refcounts: (u32, u64),
 }
 
-/// Writes the header of an overlay of version 3: `backing` is the name, `format` what format that has.
+/// Writes a header of version 3; an overlay's has the name of its backing file, and what format that has.
 #[must_use]
-pub fn encode(layout: &Layout, cluster_bits: u32, backing: &[u8], format: &[u8]) -> Vec<u8> {
-    let name_at = V3_LEN + 8 + format.len().next_multiple_of(8) + 8;
-    let mut out = Vec::with_capacity(name_at + backing.len());
+pub fn encode(layout: &Layout, cluster_bits: u32, backing: Option<(&[u8], &[u8])>) -> Vec<u8> {
+    let extension = |(_, format): (&[u8], &[u8])| 8 + format.len().next_multiple_of(8);
+    let name_at = V3_LEN + backing.map_or(0, extension) + 8;
+    let name = backing.map_or(&[][..], |(name, _)| name);
+    let mut out = Vec::with_capacity(name_at + name.len());
     out.extend(MAGIC);
     out.extend(3u32.to_be_bytes());
-    out.extend((name_at as u64).to_be_bytes());
-    out.extend((backing.len() as u32).to_be_bytes());
+    out.extend(backing.map_or(0, |_| name_at as u64).to_be_bytes());
+    out.extend((name.len() as u32).to_be_bytes());
     out.extend(cluster_bits.to_be_bytes());
     out.extend(layout.size.to_be_bytes());
     out.extend(0u32.to_be_bytes()); // not encrypted
@@ -260,27 +262,14 @@ pub fn encode(layout: &Layout, cluster_bits: u32, backing: &[u8], format: &[u8])
     out.extend([0; 24]); // no features
     out.extend(4u32.to_be_bytes()); // 2^4 bits
     out.extend((V3_LEN as u32).to_be_bytes());
-    out.extend(BACKING_FORMAT.to_be_bytes());
-    out.extend((format.len() as u32).to_be_bytes());
-    out.extend(format);
-    out.resize(name_at, 0); // and the end of the extensions
-    out.extend(backing);
-    out
-}
-
-/// Fills a buffer as far as the file goes.
-pub(super) fn read_up_to(file: &impl FileExt, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut done = 0;
-    while done < buffer.len() {
-        let at = offset.checked_add(done as u64).ok_or(io::ErrorKind::InvalidInput)?;
-        match file.read_at(&mut buffer[done..], at) {
-            Ok(0) => break,
-            Ok(n) => done += n,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
+    if let Some((_, format)) = backing {
+        out.extend(BACKING_FORMAT.to_be_bytes());
+        out.extend((format.len() as u32).to_be_bytes());
+        out.extend(format);
     }
-    Ok(done)
+    out.resize(name_at, 0); // and the end of the extensions
+    out.extend(name);
+    out
 }
 
 #[cfg(test)]
@@ -290,7 +279,7 @@ mod tests {
 
     fn example() -> Vec<u8> {
         let layout = Layout { size: 5 << 30, l1: (10, 0x30000), refcounts: (1, 0x10000) };
-        encode(&layout, 16, b"old image.img", b"raw")
+        encode(&layout, 16, Some((b"old image.img", b"raw")))
     }
 
     fn with(at: usize, bytes: &[u8]) -> Result<Header, Qcow2Error> {

@@ -2,8 +2,9 @@
 
 use super::Qcow2Error;
 use super::entry::{self, Place};
-use super::header::{Compression, Header, read_up_to};
+use super::header::{Compression, Header};
 use crate::image::{Stamp, stamp};
+use crate::reading::read_up_to;
 use std::collections::HashMap;
 use std::fs::{File, Metadata};
 use std::io::{self, Read, Seek, SeekFrom};

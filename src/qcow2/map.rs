@@ -4,17 +4,16 @@
 //! twice. What the qcow2 files themselves hold is unpacked into a temporary file without a name, which is sparse: it takes
 //! at most the space of that, rounded up to whole pieces.
 
-use super::{Chain, Format, Qcow2Error, file_is_qcow2};
+use super::{Chain, Qcow2Error};
 use crate::device::Device;
-use crate::digest::{ZERO_BLOCK, is_zero};
 use crate::error::Error;
 use crate::image::Image;
-use crate::monitor::Monitor;
+use crate::opening::Opening;
 use crate::parallel;
-use crate::units::{BLOCK, PART};
+use crate::sparse::write_data;
+use crate::units::PART;
 use std::fs::File;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 /// Pieces into which an image is cut at most: each is a map of its own in the worst case, and Linux allows 65,530.
@@ -22,25 +21,11 @@ const MOST_PIECES: u64 = 1 << 14;
 /// Bytes that a thread unpacks before it takes the next ones.
 const SHARE: u64 = 16 << 20;
 
-/// How and where to open images.
-#[derive(Clone, Copy)]
-pub struct Opening<'a> {
-    /// Where temporary files go.
-    pub folder: &'a Path,
-    /// Threads that unpack.
-    pub threads: usize,
-    /// Who is told what else is read.
-    pub monitor: &'a dyn Monitor,
-}
-
-/// Opens an image of any format.
+/// Opens a qcow2 image.
 ///
 /// # Errors
 /// One that cannot be read or is refused, and a temporary file that cannot be written.
-pub fn open_image(path: &Path, format: Format, how: Opening<'_>) -> Result<Image, Error> {
-    if !file_is_qcow2(path, format)? {
-        return Image::open(path);
-    }
+pub(crate) fn open_chain(path: &Path, how: Opening<'_>) -> Result<Image, Error> {
     let chain = Chain::open(path)?;
     if let Some(note) = chain.note() {
         how.monitor.note(&note);
@@ -59,7 +44,7 @@ pub fn open_image(path: &Path, format: Format, how: Opening<'_>) -> Result<Image
             image.with_base(base, below).map_err(Error::io("map", path))?
         }
     };
-    Ok(image.watching(chain.members()))
+    Ok(image.watching(chain.members().map(|member| (member.path.as_path(), member.stamp))))
 }
 
 /// The pieces of an image that the base does not hold alone: ascending, merged, multiples of [`PART`].
@@ -110,21 +95,6 @@ fn unpack(chain: &Chain, own: &[Range<u64>], file: &File, path: &Path, how: Open
     done.into_iter().collect()
 }
 
-/// Writes the blocks that are not zero.
-fn write_data(file: &File, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
-    let mut at = 0;
-    while at < bytes.len() {
-        let block = |at: usize| &bytes[at..bytes.len().min(at + ZERO_BLOCK.len())];
-        let mut end = at;
-        while end < bytes.len() && !is_zero(block(end)) {
-            end += block(end).len();
-        }
-        file.write_all_at(&bytes[at..end], offset + at as u64)?;
-        at = end + BLOCK as usize;
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -136,20 +106,5 @@ mod tests {
         assert_eq!(complement(&[0..2, 5..7], 10), [2..5, 7..10]);
         assert_eq!(complement(&[2..5, 7..20], 6), [0..2, 5..6]);
         assert_eq!(complement(&[7..20], 0), []);
-    }
-
-    #[test]
-    fn only_data_is_written() {
-        let file = tempfile::tempfile().unwrap();
-        let mut bytes = vec![0; 10 * BLOCK as usize + 5];
-        for at in [3, 4, 6, 10] {
-            bytes[at * BLOCK as usize + 4] = at as u8;
-        }
-        write_data(&file, 1 << 20, &bytes).unwrap();
-        let mut seen = vec![1; bytes.len()];
-        file.read_exact_at(&mut seen, 1 << 20).unwrap();
-        assert_eq!(seen, bytes);
-        use std::os::unix::fs::MetadataExt;
-        assert!(file.metadata().unwrap().blocks() * 512 <= 5 * BLOCK, "{}", file.metadata().unwrap().blocks());
     }
 }

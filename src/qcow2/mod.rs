@@ -33,22 +33,11 @@ pub use chain::Chain;
 pub use error::Qcow2Error;
 
 use crate::error::Error;
+use crate::format::Format;
 use std::path::Path;
 
 /// First bytes of a qcow2 image.
 pub const MAGIC: [u8; 4] = *b"QFI\xfb";
-
-/// What the user says about the format of an image.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Format {
-    /// To be found out, where that is safe.
-    #[default]
-    Auto,
-    /// The bytes are the image, whatever they look like.
-    Raw,
-    /// qcow2, whatever the name is.
-    Qcow2,
-}
 
 /// Whether a file is to be read as qcow2. `head` are its first bytes, `regular` whether it is a regular file.
 ///
@@ -58,7 +47,9 @@ pub fn is_qcow2(path: &Path, head: &[u8], regular: bool, format: Format) -> Resu
     let unusable = |why| Err(Error::Unusable { path: path.to_owned(), why });
     let named = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("qcow2"));
     match (format, regular, head.starts_with(&MAGIC), named) {
-        (Format::Raw, ..) | (Format::Auto, false, ..) | (Format::Auto, true, false, false) => Ok(false),
+        (Format::Raw | Format::Packed(_), ..) | (Format::Auto, false, ..) | (Format::Auto, true, false, false) => {
+            Ok(false)
+        }
         (Format::Qcow2, true, true, _) | (Format::Auto, true, true, true) => Ok(true),
         (Format::Qcow2, false, ..) => unusable("only a regular file can be read as qcow2; this is always raw"),
         (Format::Qcow2, true, false, _) => unusable("is not a qcow2 image: it does not begin like one"),
@@ -71,21 +62,6 @@ pub fn is_qcow2(path: &Path, head: &[u8], regular: bool, format: Format) -> Resu
              damaged",
         ),
     }
-}
-
-/// [`is_qcow2`] of a file that is there; its first bytes are read only where they matter.
-///
-/// # Errors
-/// As [`is_qcow2`], and where it cannot be read.
-pub fn file_is_qcow2(path: &Path, format: Format) -> Result<bool, Error> {
-    let regular = crate::image::storage_kind(path)?.is_file();
-    let mut head = [0; MAGIC.len()];
-    let mut len = 0;
-    if regular && format != Format::Raw {
-        let file = std::fs::File::open(path).map_err(Error::io("open", path))?;
-        len = header::read_up_to(&file, 0, &mut head).map_err(Error::io("read", path))?;
-    }
-    is_qcow2(path, &head[..len], regular, format)
 }
 
 #[cfg(test)]

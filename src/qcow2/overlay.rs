@@ -6,6 +6,7 @@
 use super::header::{Layout, MOST_NAME, encode};
 use crate::device::{Device, DeviceError};
 use crate::digest::{ZERO_BLOCK, ZERO_PART, is_zero};
+use crate::reading::read_up_to;
 use crate::units::{BLOCK, PART};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -69,7 +70,8 @@ pub struct Named<'a> {
 }
 
 impl<'a> Overlay<'a> {
-    /// An overlay of an image of `len` bytes, in an empty file; `path` is for messages.
+    /// An overlay of an image of `len` bytes, in an empty file; `path` is for messages. On an empty `backing` it becomes an
+    /// image that stands alone.
     #[must_use]
     pub fn new(file: &'a File, path: &Path, backing: &'a dyn Device, len: u64) -> Self {
         let state = Mutex::new(State { clusters: BTreeMap::new(), taken: 1 });
@@ -131,18 +133,18 @@ impl<'a> Overlay<'a> {
         }))
     }
 
-    /// Completes the clusters that were written in part, adds tables, reference counts and at last the header. The file
+    /// `named`: what the backing file is, if there is one. Completes the clusters that were written in part, adds tables, reference counts and at last the header. The file
     /// then is a sound image, but not synced.
     ///
     /// # Errors
     /// Where reading the backing file or writing fails, or where the disk is too large for QEMU.
-    pub fn finish(&self, named: Named<'_>) -> Result<(), DeviceError> {
+    pub fn finish(&self, named: Option<Named<'_>>) -> Result<(), DeviceError> {
         let invalid = |why| self.failed("writing", 0, 0, io::Error::other(why));
         let l1_entries = self.size().div_ceil(CLUSTER * L2_ENTRIES);
         if l1_entries > MOST_L1 {
             return Err(invalid("QEMU cannot use a qcow2 image of a disk that is larger than 2 PiB"));
         }
-        if named.name.len() > MOST_NAME {
+        if named.is_some_and(|named| named.name.len() > MOST_NAME) {
             return Err(invalid("the name of the backing file is too long for qcow2: 1023 bytes at the most"));
         }
         self.complete_tail()?;
@@ -152,7 +154,7 @@ impl<'a> Overlay<'a> {
         let l1_at = self.append(&l1.iter().flat_map(|entry| entry.to_be_bytes()).collect::<Vec<u8>>())?;
         let refcounts = self.write_refcounts()?;
         let layout = Layout { size: self.size(), l1: (l1_entries as u32, l1_at), refcounts };
-        self.write_at(0, &encode(&layout, CLUSTER_BITS, named.name, named.format))?;
+        self.write_at(0, &encode(&layout, CLUSTER_BITS, named.map(|named| (named.name, named.format))))?;
         // The last cluster, too, is there as a whole.
         let len = self.state().taken * CLUSTER;
         self.file.set_len(len).map_err(|e| self.failed("resizing", len, 0, e))
@@ -289,7 +291,7 @@ impl Device for Overlay<'_> {
                 None => now.fill(0),
                 Some(host) => {
                     let from = host * CLUSTER + at % CLUSTER;
-                    let got = super::header::read_up_to(self.file, from, now);
+                    let got = read_up_to(self.file, from, now);
                     let got = got.map_err(|e| self.failed("reading", from, now.len() as u64, e))?;
                     now[got..].fill(0); // the file's end
                 }

@@ -52,7 +52,7 @@ fn write(folder: &Path, old: &[u8], len: u64, ops: &[Op]) -> Vec<u8> {
         Device::read(&overlay, from as u64, &mut seen).unwrap();
         assert!(seen == model[from..from + seen.len()], "while it is written");
     }
-    overlay.finish(Named { name: b"old", format: b"raw" }).unwrap();
+    overlay.finish(Some(Named { name: b"old", format: b"raw" })).unwrap();
     model.resize(overlay.size() as usize, 0);
     let chain = Chain::open(&folder.join("o.qcow2")).unwrap();
     assert_eq!((chain.len(), overlay.size()), (model.len() as u64, model.len() as u64));
@@ -142,7 +142,9 @@ fn zeros_take_no_room() {
 fn disks_and_names_that_are_too_large_are_refused() {
     let (file, old) = (tempfile::tempfile().unwrap(), MemoryDevice::new(Vec::new(), false));
     let finish = |len, name: &[u8]| {
-        Overlay::new(&file, Path::new("o"), &old, len).finish(Named { name, format: b"raw" }).map_err(|e| e.to_string())
+        Overlay::new(&file, Path::new("o"), &old, len)
+            .finish(Some(Named { name, format: b"raw" }))
+            .map_err(|e| e.to_string())
     };
     assert!(finish(1 << 52, b"old").unwrap_err().contains("2 PiB"));
     assert!(finish(1, &[b'a'; 1024]).unwrap_err().contains("too long"));

@@ -14,8 +14,12 @@ use crate::device::{Access, Device, FileTarget, OpenError, open_target, share_by
 use crate::digest::ImageId;
 use crate::disk::{ask, finish};
 use crate::error::Error;
+use crate::format::Format;
 use crate::monitor::Monitor;
+use crate::opening::OldImage;
+use crate::outlet::unpack_folder;
 use crate::output::{Output, folder_of};
+use crate::packed::file::Unpacking;
 use crate::patch::{DEFAULT_MEMORY_LIMIT, Opened, open_delta_telling};
 use crate::target::{read_digest, reread_all};
 use crate::units::human;
@@ -33,11 +37,13 @@ pub struct SlotOptions {
     pub dry_run: bool,
     /// Bytes of memory that the delta may announce.
     pub memory_limit: u64,
+    /// The old image's format.
+    pub format: Format,
 }
 
 impl Default for SlotOptions {
     fn default() -> Self {
-        Self { dry_run: false, memory_limit: DEFAULT_MEMORY_LIMIT }
+        Self { dry_run: false, memory_limit: DEFAULT_MEMORY_LIMIT, format: Format::Auto }
     }
 }
 
@@ -84,14 +90,17 @@ pub fn patch_slot(
     check_apart(delta_path, old, target)?;
     // The target first: it may lock the disk on which both are partitions.
     let destination = Destination::open(target, if options.dry_run { Access::Inspect } else { Access::Write })?;
-    let old = open_target(old, Access::Source)?;
+    let old = OldImage::open(old, options.format, Access::Source, monitor)?;
+    old.files.iter().try_for_each(|file| check_apart(delta_path, file, target))?;
     if let Destination::Device(device) = &destination {
         device.warnings().iter().for_each(|warning| monitor.note(warning));
         check_len(&**device, opened.delta.header.new.len)?;
         if !options.dry_run {
-            ask(&**device, &|| intent(&opened, delta_path, &*old), stop, monitor)?;
+            ask(&**device, &|| intent(&opened, delta_path, old.name()), stop, monitor)?;
         }
     }
+    let unpacking = Unpacking { folder: &destination.unpack_folder(), stop, monitor };
+    let (old, _) = old.unpack(unpacking)?;
     let job = Job { opened: &opened, delta_path, old: &*old, dry_run: options.dry_run, stop, monitor };
     let outcome = match &destination {
         Destination::Device(device) => {
@@ -107,11 +116,11 @@ pub fn patch_slot(
 }
 
 /// What is about to be done, for the question.
-fn intent(opened: &Opened, delta_path: &Path, old: &dyn Device) -> Vec<(&'static str, String)> {
+fn intent(opened: &Opened, delta_path: &Path, old: &str) -> Vec<(&'static str, String)> {
     let new = opened.delta.header.new;
     vec![
         ("delta", delta_path.display().to_string()),
-        ("old", format!("{}, which is only read", old.name())),
+        ("old", format!("{old}, which is only read")),
         ("new", format!("{} ({} bytes), CRC-32 {:08x}", human(new.len), new.len, new.crc)),
         ("writes", "all blocks that differ from the new image".into()),
     ]
@@ -173,6 +182,14 @@ impl Destination {
         // Not the link is to be replaced.
         let path = path.canonicalize().map_err(Error::io("follow the name", path))?;
         Ok(Self::File { path, there: Some(device) })
+    }
+
+    /// Where a compressed old image is unpacked.
+    fn unpack_folder(&self) -> PathBuf {
+        match self {
+            Self::Device(_) => unpack_folder(None),
+            Self::File { path, .. } => unpack_folder(Some(path)),
+        }
     }
 }
 

@@ -1,15 +1,17 @@
 //! The image, from wherever it comes: it is taken in chunks, by several threads.
 
-use super::stream::{self, Head, Stream};
+use super::stream::Head;
 use super::trouble::Trouble;
 use super::work::End;
 use crate::device::table::TABLE_LEN;
 use crate::device::{Access, AlignedBuffer, Device, open_target};
 use crate::error::Error;
+use crate::format::{Format, Kind, Medium, kind};
 use crate::image::{Stamp, stamp};
 use crate::monitor::{Monitor, Silent};
 use crate::outlet::is_standard;
-use crate::qcow2::{Chain, Format, file_is_qcow2};
+use crate::packed::Packing;
+use crate::qcow2::Chain;
 use crate::sweep::CHUNK;
 use std::fs::{File, Metadata};
 use std::io::IsTerminal;
@@ -96,27 +98,32 @@ impl<'a> Image<'a> {
             return Self::from_standard_input(format, end);
         }
         let meta = std::fs::metadata(path).map_err(Error::io("open", path))?;
-        let kind = meta.file_type();
-        let why = match () {
-            () if kind.is_block_device() || kind.is_file() && format == Format::Raw => {
-                crate::qcow2::is_qcow2(path, &[], kind.is_file(), format)?;
-                return Self::plain(path, meta);
+        let medium = match meta.file_type() {
+            it if it.is_file() => Medium::File,
+            it if it.is_block_device() => Medium::Device,
+            it if it.is_fifo() => Medium::Pipe,
+            it => {
+                let why = if it.is_dir() {
+                    "is a directory, not an image"
+                } else {
+                    "is neither a file, a block device nor a pipe"
+                };
+                return Err(Error::Unusable { path: path.to_owned(), why });
             }
-            () if kind.is_file() && file_is_qcow2(path, format)? => return Self::chain(path, monitor),
-            () if kind.is_file() || kind.is_fifo() => {
-                let stamp = stamp(path);
-                let file = File::open(path).map_err(Error::io("open", path))?;
-                let head = read_head(file, path, end)?;
-                let format = recognised(&head, path, format)?;
-                if format == stream::Format::Plain && kind.is_file() {
-                    return Self::plain(path, meta);
-                }
-                return Self::stream(path, meta, head, format, stamp);
-            }
-            () if kind.is_dir() => "is a directory, not an image",
-            () => "is neither a file, a block device nor a pipe",
         };
-        Err(Error::Unusable { path: path.to_owned(), why })
+        if medium == Medium::Device {
+            kind(path, &[], medium, format)?;
+            return Self::plain(path, meta);
+        }
+        let stamp = stamp(path);
+        let file = File::open(path).map_err(Error::io("open", path))?;
+        let head = read_head(file, path, end)?;
+        match kind(path, head.bytes(), medium, format)? {
+            Kind::Raw if medium == Medium::File => Self::plain(path, meta),
+            Kind::Raw => Ok(Self::stream(path, meta, head, None, stamp)),
+            Kind::Qcow2 => Self::chain(path, monitor),
+            Kind::Packed(packing) => Ok(Self::stream(path, meta, head, Some(packing), stamp)),
+        }
     }
 
     /// Opens it again from its start.
@@ -136,23 +143,19 @@ impl<'a> Image<'a> {
         let file = File::from(input.as_fd().try_clone_to_owned().map_err(Error::io("open", path))?);
         let meta = file.metadata().map_err(Error::io("read", path))?;
         let head = read_head(file, path, end)?;
-        let format = recognised(&head, path, format)?;
-        Self::stream(path, meta, head, format, None)
+        let packing = match kind(path, head.bytes(), Medium::Pipe, format)? {
+            Kind::Packed(packing) => Some(packing),
+            Kind::Raw | Kind::Qcow2 => None,
+        };
+        Ok(Self::stream(path, meta, head, packing, None))
     }
 
-    fn stream(
-        path: &Path,
-        meta: Metadata,
-        head: Head<'a>,
-        format: stream::Format,
-        stamp: Option<Stamp>,
-    ) -> Result<Self, Error> {
+    fn stream(path: &Path, meta: Metadata, head: Head<'a>, packing: Option<Packing>, stamp: Option<Stamp>) -> Self {
         let name = path.display().to_string();
-        let promised = head.promised(format);
-        let stream: Stream<'a> = head.unpack(name.clone(), format).map_err(Error::io("unpack", path))?;
+        let promised = packing.and_then(|packing| head.promised(packing));
+        let source = Box::new(head.unpack(name.clone(), packing));
         let stamps = stamp.map(|stamp| (path.to_owned(), stamp)).into_iter().collect();
-        let (path, metas) = (path.to_owned(), vec![meta]);
-        Ok(Self { name, len: None, promised, source: Box::new(stream), path, metas, stamps })
+        Self { name, len: None, promised, source, path: path.to_owned(), metas: vec![meta], stamps }
     }
 
     fn plain(path: &Path, meta: Metadata) -> Result<Self, Error> {
@@ -216,13 +219,4 @@ pub(super) fn refuse_stream(path: &Path) -> Result<(), Error> {
 
 fn read_head<'a>(file: File, path: &Path, end: &'a End<'a>) -> Result<Head<'a>, Error> {
     Head::read(file, end).map_err(|e| if end.asked() { Error::Interrupted } else { Error::io("read", path)(e) })
-}
-
-/// How a stream or a file, that is not qcow2, is packed.
-fn recognised(head: &Head<'_>, path: &Path, format: Format) -> Result<stream::Format, Error> {
-    match format {
-        Format::Raw => Ok(stream::Format::Plain),
-        Format::Qcow2 => crate::qcow2::is_qcow2(path, &[], false, format).map(|_| stream::Format::Plain),
-        Format::Auto => head.format().map_err(|why| Error::Unusable { path: path.to_owned(), why }),
-    }
 }

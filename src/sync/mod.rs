@@ -1,13 +1,12 @@
 //! `sync`: the image is at hand, and no delta: writes only the blocks of a target that differ from it.
 //!
 //! The image is taken in chunks of 1 MiB by a few threads ([`work`]), from a file, a device or a stream that may be
-//! compressed ([`image`], [`stream`], [`length`]). What differs is written at once ([`blocks`]); a sync follows, and what was written
+//! compressed ([`image`], [`stream`]). What differs is written at once ([`blocks`]); a sync follows, and what was written
 //! is read back past the cache. Nothing needs to be remembered for a restart: what is right already is not written again.
 
 mod blocks;
 mod image;
 mod keep;
-mod length;
 mod record;
 mod stream;
 mod trouble;
@@ -17,9 +16,9 @@ use crate::blockset::BlockSet;
 use crate::device::{Access, Device, open_target, share_bytes, shared_storage};
 use crate::disk::{ask, finish};
 use crate::error::Error;
+use crate::format::Format;
 use crate::misplaced::{disk_has_room, odd_pair};
 use crate::monitor::Monitor;
-use crate::qcow2::Format;
 use crate::sweep::{Chunks, sweep};
 use crate::target::SurveyError;
 use crate::undo::refuse_target;
@@ -62,7 +61,7 @@ pub struct SyncReport {
 }
 
 /// Makes a target hold an image, writing only what differs. `image` may be a file, a block device, a pipe, or `-` for
-/// standard input, and files and streams may be compressed (gzip, xz, zstd).
+/// standard input, and files and streams may be compressed (gzip, xz, zstd, bzip2).
 ///
 /// # Errors
 /// [`Error`]; its exit code tells whether the target is untouched.

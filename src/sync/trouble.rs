@@ -17,7 +17,7 @@ pub(super) enum Trouble {
     #[error("{0}")]
     Image(String),
     /// A compressed image does not unpack.
-    #[error("{name} is damaged or ends too soon, behind byte {offset} of what it unpacks to ({why})")]
+    #[error("{name} cannot be unpacked behind byte {offset} of the image: {why}")]
     Corrupt { name: String, offset: u64, why: String },
     /// The image is longer than the target, which was not known before.
     #[error("{image} is longer than {target}, which has {len} bytes")]

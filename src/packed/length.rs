@@ -2,7 +2,7 @@
 //!
 //! Of files in several parts only one part is asked: what is said is the least length.
 
-use super::stream::Format;
+use super::Packing;
 use crate::varint;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -13,13 +13,13 @@ const FOOTER: u64 = 12;
 const MOST_INDEX: u64 = 1 << 20;
 
 /// The least length that a compressed file says it unpacks to; `head` are its first bytes. `None` where it does not tell.
-pub(super) fn promised(format: Format, head: &[u8], file: &File) -> Option<u64> {
+pub(crate) fn promised(packing: Packing, head: &[u8], file: &File) -> Option<u64> {
     let size = || file.metadata().ok().filter(|meta| meta.is_file()).map(|meta| meta.len());
-    match format {
-        Format::Plain => None,
-        Format::Zstd => zstd::zstd_safe::get_frame_content_size(head).ok()?,
-        Format::Gzip => gzip(file, size()?),
-        Format::Xz => xz(file, size()?),
+    match packing {
+        Packing::Bzip2 => None,
+        Packing::Zstd => zstd::zstd_safe::get_frame_content_size(head).ok()?,
+        Packing::Gzip => gzip(file, size()?),
+        Packing::Xz => xz(file, size()?),
     }
 }
 
@@ -70,41 +70,41 @@ fn sum_of_blocks(mut records: &[u8]) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::stream::tests::{gzip, xz, zst};
     use super::*;
+    use crate::packed::tests::{bz2, gzip, xz, zst};
     use std::io::Write;
 
-    fn promise(format: Format, packed: &[u8]) -> Option<u64> {
+    fn promise(packing: Packing, packed: &[u8]) -> Option<u64> {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(packed).unwrap();
-        promised(format, &packed[..packed.len().min(18)], &file)
+        promised(packing, &packed[..packed.len().min(18)], &file)
     }
 
     #[test]
     fn compressed_files_tell_their_length() {
         let image = vec![7; 3_000_001];
-        assert_eq!(promise(Format::Gzip, &gzip(&image)), Some(3_000_001));
-        assert_eq!(promise(Format::Xz, &xz(&image)), Some(3_000_001));
-        assert_eq!(promise(Format::Xz, &xz(b"")), Some(0));
+        assert_eq!(promise(Packing::Gzip, &gzip(&image)), Some(3_000_001));
+        assert_eq!(promise(Packing::Xz, &xz(&image)), Some(3_000_001));
+        assert_eq!(promise(Packing::Xz, &xz(b"")), Some(0));
         let packed = zstd::bulk::compress(&image, 1).unwrap();
-        assert_eq!(promise(Format::Zstd, &packed), Some(3_000_001));
+        assert_eq!(promise(Packing::Zstd, &packed), Some(3_000_001));
         // A frame that was made from a stream need not tell.
-        assert!(matches!(promise(Format::Zstd, &zst(&image)), None | Some(3_000_001)));
-        assert_eq!(promise(Format::Plain, &image), None);
+        assert!(matches!(promise(Packing::Zstd, &zst(&image)), None | Some(3_000_001)));
+        assert_eq!(promise(Packing::Bzip2, &bz2(&image)), None);
     }
 
     #[test]
     fn what_is_cut_short_or_damaged_tells_nothing_wrong() {
         let packed = xz(&[7; 100_000]);
         for len in 0..packed.len() {
-            assert_eq!(promise(Format::Xz, &packed[..len]), None, "{len} bytes");
+            assert_eq!(promise(Packing::Xz, &packed[..len]), None, "{len} bytes");
         }
         for at in packed.len() - 24..packed.len() {
             let mut damaged = packed.clone();
             damaged[at] ^= 0x41;
-            assert!(matches!(promise(Format::Xz, &damaged), None | Some(100_000)), "byte {at}");
+            assert!(matches!(promise(Packing::Xz, &damaged), None | Some(100_000)), "byte {at}");
         }
-        assert_eq!(promise(Format::Gzip, b"\x1f\x8b"), None);
-        assert_eq!(promise(Format::Zstd, b"\x28\xb5\x2f\xfd"), None);
+        assert_eq!(promise(Packing::Gzip, b"\x1f\x8b"), None);
+        assert_eq!(promise(Packing::Zstd, b"\x28\xb5\x2f\xfd"), None);
     }
 }
