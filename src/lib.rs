@@ -25,6 +25,7 @@ pub mod outlet;
 pub mod output;
 mod parallel;
 pub mod patch;
+mod patient;
 pub mod plan;
 pub mod qcow2;
 pub mod resume;

@@ -175,6 +175,45 @@ fn stopped_before_the_first_write_leaves_the_target_untouched_and_says_so() {
     assert!(said.code == 1 || said.code == -2, "{said:?}");
 }
 
+/// A target that is neither image: what the delta reads is checked batch by batch, which may be most of a disk.
+#[test]
+fn stopped_while_it_checks_what_the_delta_reads() {
+    if !loops("stopping the check of the sources") {
+        return;
+    }
+    let half = 24 * MIB;
+    let image = random(83, 2 * half);
+    let swapped = [&image[half..], &image[..half]].concat();
+    let [old, new, target] = [84, 85, 86].map(|seed| random(seed, BLOCK));
+    let scene = Scene::new();
+    let (a, b) = (scene.write("old", &[&image[..], &old].concat()), scene.write("new", &[&swapped[..], &new].concat()));
+    let delta = scene.path("delta");
+    run(&[&"diff", &"--level", &"1", &a, &b, &"-o", &delta]).code(0);
+    // The last block is overwritten and not read, so this is as good as the old image.
+    let device = Loop::attach(&scene.write("target", &[&image[..], &target].concat()));
+    assert_state(&delta, device.path(), "convertible");
+    let mut stopped = 0;
+    for _ in 0..5 {
+        let mut child = start(&[&"--progress", &"json", &"patch", &delta, &device.path()]);
+        assert!(wait_for_line(&mut child, "checking what the delta reads"), "it never came to that");
+        for name in ["STOP", "INT", "CONT"] {
+            signal(&mut child, name); // while it stands still it cannot be done
+        }
+        let said = finish(child, "patch");
+        if said.code == 1 {
+            stopped += 1;
+            said.says("interrupted").says("Nothing was written");
+            assert_eq!(device.bytes_written(), 0);
+        } else {
+            device.write(0, &[&image[..], &target].concat());
+            break; // the writes of the test count as well
+        }
+    }
+    assert!(stopped > 0, "the wish to stop was not heard before the first write");
+    run(&[&"patch", &delta, &device.path()]).code(0);
+    assert_same(&device.read(), &scene.read("new"), "the device that was stopped before it was written");
+}
+
 /// Both signals at once: whichever way they fall, what is said fits what was done.
 #[test]
 fn stopped_at_once_by_a_second_signal_says_whether_anything_was_written() {

@@ -82,6 +82,47 @@ fn without_room_for_the_delta_nothing_happens() {
 }
 
 #[test]
+fn a_delta_that_cannot_fit_is_refused_before_it_fills_the_folder() {
+    use blkpatch::delta::header::Header;
+    let scene = scene();
+    let (delta, target) = (scene.read("delta"), scene.write("target", &scene.read("old")));
+    let len = u32::from_le_bytes(delta[8..12].try_into().unwrap()) as usize;
+    let mut header = Header::decode(&delta[..len]).unwrap();
+    header.sections.last_mut().unwrap().stored_len += 1 << 60;
+    header.sections.last_mut().unwrap().raw_len += 1 << 60;
+    scene.write("huge", &[&header.encode(), &delta[len..]].concat());
+    for args in [[&"patch" as &dyn AsRef<OsStr>, &"-", &target], [&"verify", &"-", &target]] {
+        // Endless: whoever does not look at what is announced takes all of it.
+        let endless = format!("cat '{}' /dev/zero", scene.path("huge").display());
+        let mut source =
+            std::process::Command::new("sh").args(["-c", &endless]).stdout(Stdio::piped()).spawn().unwrap();
+        let mut command = command(&args);
+        command.stdin(source.stdout.take().unwrap());
+        let said = run_command(command).code(1).says("1024.0 PiB").says("are free there").says("TMPDIR");
+        assert!(said.err.contains("Nothing was written") || args[0].as_ref() == "verify", "{}", said.err);
+        source.wait().unwrap();
+    }
+    assert_same(&scene.read("target"), &scene.read("old"), "the target");
+}
+
+#[test]
+fn a_pipe_from_which_nothing_comes_can_be_left() {
+    let scene = scene();
+    let target = scene.write("target", &scene.read("old"));
+    for given in [0, 200] {
+        let mut command = command(&[&"--progress", &"json", &"patch", &"-", &target]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut pipe = child.stdin.take().unwrap();
+        pipe.write_all(&scene.read("delta")[..given]).unwrap();
+        assert!(wait_for_line(&mut child, "reading the delta"));
+        signal(&mut child, "INT");
+        finish(child, "patch").code(1).says("interrupted").says("Nothing was written");
+        drop(pipe);
+    }
+    assert_same(&scene.read("target"), &scene.read("old"), "the target");
+}
+
+#[test]
 fn outputs_can_go_to_a_pipe() {
     let scene = scene();
     let to = |args: &[&dyn AsRef<OsStr>], name: &str| {

@@ -7,8 +7,8 @@ use super::trouble::Trouble;
 use super::work::End;
 use crate::device::AlignedBuffer;
 use crate::device::table::TABLE_LEN;
+use crate::patient::{Over, Patient};
 use crate::sweep::CHUNK;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::fs::File;
 use std::io::{self, BufReader, Cursor, ErrorKind, Read};
 use std::sync::{Mutex, PoisonError};
@@ -59,33 +59,6 @@ pub(super) fn recognise(head: &[u8]) -> Result<Format, &'static str> {
     Ok(KNOWN.iter().find(|(magic, _)| head.starts_with(magic)).map_or(Format::Plain, |(_, format)| *format))
 }
 
-/// The reading was given up.
-#[derive(Debug, thiserror::Error)]
-#[error("asked to stop")]
-struct Over;
-
-/// A pipe or a file, of which no read waits longer than the user, or a failure elsewhere, lets it.
-struct Patient<'a> {
-    file: File,
-    end: &'a End<'a>,
-}
-
-impl Read for Patient<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        const WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
-        loop {
-            if self.end.is_over() {
-                return Err(io::Error::other(Over));
-            }
-            let mut files = [PollFd::new(&self.file, PollFlags::IN)];
-            match poll(&mut files, Some(&WAIT)) {
-                Ok(0) | Err(rustix::io::Errno::INTR) => {}
-                _ => return self.file.read(buffer), // where waiting fails, reading will tell why
-            }
-        }
-    }
-}
-
 /// Fills a buffer as far as the stream goes.
 fn fill(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
     let mut done = 0;
@@ -103,13 +76,13 @@ fn fill(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
 /// The start of a stream: enough to know what it is.
 pub(super) struct Head<'a> {
     bytes: Vec<u8>,
-    rest: Patient<'a>,
+    rest: Patient<Box<dyn Fn() -> bool + Send + 'a>>,
 }
 
 impl<'a> Head<'a> {
     /// Reads the start of a stream.
     pub fn read(file: File, end: &'a End<'a>) -> io::Result<Self> {
-        let mut rest = Patient { file, end };
+        let mut rest = Patient { file, is_over: Box::new(|| end.is_over()) as Box<dyn Fn() -> bool + Send> };
         let mut bytes = vec![0; HEAD as usize];
         let len = fill(&mut rest, &mut bytes)?;
         bytes.truncate(len);
