@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")"
 missing=
 for pair in mke2fs:e2fsprogs losetup:mount cmp:diffutils flock:util-linux qemu-storage-daemon:qemu-utils rdiff:rdiff \
-  sfdisk:fdisk sgdisk:gdisk partx:util-linux mkswap:util-linux mandoc:mandoc; do
+  sfdisk:fdisk sgdisk:gdisk partx:util-linux mkswap:util-linux mandoc:mandoc man:man-db strip:binutils; do
   command -v "${pair%%:*}" >/dev/null || missing="$missing ${pair##*:}"
 done
 if [ -n "$missing" ]; then
