@@ -30,6 +30,8 @@ pub const CODES: &[&str] = &[
     "interrupted",
     "stopped",
     "delta-not-kept",
+    "result-not-written",
+    "internal-error",
     "target-damaged",
 ];
 
@@ -50,10 +52,12 @@ impl Error {
             Self::Write(_) => "delta-not-made",
             Self::Open(e) => match e {
                 OpenError::Missing { .. } => "target-missing",
-                OpenError::WrongKind { .. } | OpenError::FileInDev { .. } => "target-wrong-kind",
+                OpenError::WrongKind { .. } | OpenError::FileInDev { .. } | OpenError::Sectors { .. } => {
+                    "target-wrong-kind"
+                }
                 OpenError::Busy { .. } => "target-busy",
-                OpenError::Permission { .. } => "target-no-permission",
-                OpenError::ReadOnly { .. } => "target-read-only",
+                OpenError::Permission { .. } | OpenError::Denied { .. } => "target-no-permission",
+                OpenError::ReadOnly { .. } | OpenError::Marked { .. } => "target-read-only",
                 OpenError::Io { .. } => "target-not-opened",
             },
             Self::TooSmall { .. } => "target-too-small",
@@ -66,6 +70,8 @@ impl Error {
             Self::Interrupted => "interrupted",
             Self::Stopped { .. } | Self::Unfinished { .. } | Self::SlotUnfinished { .. } => "stopped",
             Self::Unsaved { .. } => "delta-not-kept",
+            Self::Unsaid { .. } => "result-not-written",
+            Self::Bug { .. } => "internal-error",
             Self::Damaged { .. } => "target-damaged",
         }
     }
@@ -75,7 +81,7 @@ impl Error {
     pub fn target_written(&self) -> bool {
         match self {
             Self::Stopped { .. } | Self::Unfinished { .. } | Self::SlotUnfinished { .. } | Self::Unsaved { .. } => true,
-            Self::Damaged { written, .. } => *written,
+            Self::Damaged { written, .. } | Self::Unsaid { written, .. } | Self::Bug { written, .. } => *written,
             _ => false,
         }
     }

@@ -85,7 +85,10 @@ pub enum Error {
     #[error("{0}\nNothing was written.")]
     Open(#[from] OpenError),
     /// The target has no room for the images.
-    #[error("{name} is too small: it has {actual} bytes, the image needs {needed}\nNothing was written.")]
+    #[error(
+        "{name} is too small: it has {actual} bytes, the image needs {needed}.\nNothing was written. Check that it is the \
+        right one ('lsblk -b' lists devices with their bytes), or use a larger one"
+    )]
     TooSmall {
         /// The target.
         name: String,
@@ -116,9 +119,7 @@ pub enum Error {
         hint: String,
     },
     /// The target failed before anything was written.
-    #[error(
-        "{0}.\nNothing was written. Check the medium and its cable ('dmesg' may tell more), then run the same command again"
-    )]
+    #[error("{}.\nNothing was written. {}, then run the same command again", .0, .0.advice())]
     Device(#[from] DeviceError),
     /// What the target returns, or the delta itself, contradicts the checks that came before.
     #[error("{name}: {why}.\nNothing was written. Try again; if it happens again, the medium or the delta is bad")]
@@ -129,7 +130,7 @@ pub enum Error {
         why: String,
     },
     /// The user asked to stop before anything was written.
-    #[error("interrupted.\nNothing was written.")]
+    #[error("interrupted.\nNothing was written. Run the same command again when you like")]
     Interrupted,
     /// Stopped after writing began.
     #[error(
@@ -193,8 +194,32 @@ pub enum Error {
         /// Why.
         source: Box<Error>,
     },
+    /// All is done, but what came of it cannot be told.
+    #[error("cannot write the result to standard output: {source}.\n{}", told(*written))]
+    Unsaid {
+        /// The system's error.
+        #[source]
+        source: io::Error,
+        /// Whether this run has written to the target, which then is right.
+        written: bool,
+    },
+    /// A mistake in this program.
+    #[error(
+        "internal error: {what}.\n{}\nThis is a bug in blkpatch: please report it, with this message and what \
+        'blkpatch --version' prints",
+        if *written { "The target may be written in part: run the same command again to finish." } else { "Nothing was written." }
+    )]
+    Bug {
+        /// What was found, and where in the program.
+        what: String,
+        /// Whether the target may have been written.
+        written: bool,
+    },
     /// The target cannot be made right by this delta any more.
-    #[error("{name} is damaged: {why}.\nThis delta cannot repair it: write the full new image, for example with dd")]
+    #[error(
+        "{name} is damaged: {why}.\nThis delta cannot repair it: write the full new image, with 'blkpatch sync IMAGE \
+        {name}' or dd"
+    )]
     Damaged {
         /// The target.
         name: String,
@@ -234,9 +259,19 @@ impl Error {
             Self::Stopped { .. } | Self::Unfinished { .. } | Self::SlotUnfinished { .. } | Self::Unsaved { .. } => {
                 exit::STOPPED
             }
+            Self::Unsaid { written: true, .. } | Self::Bug { written: true, .. } => exit::STOPPED,
             Self::Damaged { .. } => exit::DAMAGED,
             _ => exit::REFUSED,
         }
+    }
+}
+
+/// What to say where the work is done, and the result cannot be printed.
+fn told(written: bool) -> &'static str {
+    if written {
+        "The target holds what it should, checked by reading it back; the same command, run again, says so"
+    } else {
+        "No target was written; a file that was made is complete"
     }
 }
 

@@ -82,7 +82,7 @@ pub fn export(
     let failed = |e: &dyn std::fmt::Display| Error::NotMade { path: output.to_owned(), why: e.to_string() };
     let from = Materials { old: &*old.device, delta, order: &opened.order };
     // A signal ends the program, and with it the file, which has no name yet.
-    make_batches(from, &Canvas::new(&overlay, monitor), &AtomicBool::new(false), monitor).map_err(|e| failed(&e))?;
+    make_batches(from, &Canvas::unseen(&overlay, monitor), &AtomicBool::new(false), monitor).map_err(|e| failed(&e))?;
     overlay.finish(Named { name: &name, format: old.format }).map_err(|e| failed(&e))?;
     check_result(file.file(), output, old_path, &old, delta, monitor)?;
     let overlay_len = file.file().metadata().map_err(Error::io("write", output))?.len();

@@ -18,6 +18,10 @@ pub mod info;
 pub mod judge;
 mod maker;
 pub mod matcher;
+#[cfg(test)]
+#[path = "../tests/common/errors.rs"]
+#[allow(dead_code)]
+mod message_rows;
 mod milestone;
 mod misplaced;
 pub mod monitor;

@@ -2,6 +2,7 @@
 
 mod allocator;
 mod ask;
+mod bug;
 mod cli;
 mod json;
 mod progress;
@@ -24,6 +25,7 @@ use cli::{Cli, DiffFrom, PatchArgs, Verb, VerifyArg};
 use json::Failure;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -32,14 +34,20 @@ use terminal::Terminal;
 
 fn main() -> ExitCode {
     allocator::return_freed_memory();
-    // clap exits by itself: 2 for wrong usage, 0 for help and version.
-    let cli = Cli::parse();
+    bug::watch();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) if e.use_stderr() => e.exit(), // wrong usage: 2
+        Err(help) => return show(&help),
+    };
     let writes = matches!(cli.verb, Verb::Patch(_) | Verb::Sync(_));
     if let Some(e) = cli.two_outputs() {
         e.exit();
     }
     let terminal = Arc::new(Terminal::new(&cli));
-    match run(cli, &terminal) {
+    let writing = terminal.writing_flag();
+    let bug = |what| Err(Error::Bug { what, written: writing.load(Ordering::SeqCst) });
+    match bug::caught(|| run(cli, &terminal)).unwrap_or_else(bug) {
         Ok(code) => ExitCode::from(code),
         Err(e) => {
             // What concerns other files than the target is found before that is written.
@@ -48,6 +56,17 @@ fn main() -> ExitCode {
             terminal.failure(e.exit_code(), &Failure::of(&e, message));
             ExitCode::from(e.exit_code())
         }
+    }
+}
+
+/// Help, or the version, which go to standard output.
+fn show(help: &clap::Error) -> ExitCode {
+    match help.print().and_then(|()| std::io::stdout().flush()) {
+        Err(source) if source.kind() != std::io::ErrorKind::BrokenPipe => {
+            report::complain(&format!("blkpatch: {}", Error::Unsaid { source, written: false }));
+            ExitCode::from(exit::REFUSED)
+        }
+        _ => ExitCode::SUCCESS,
     }
 }
 
@@ -65,7 +84,7 @@ fn run(cli: Cli, terminal: &Arc<Terminal>) -> Result<u8, Error> {
                 DiffFrom::Signature(signature) => diff_signature(signature, new, &args.output, &options, monitor),
             };
             let done = terminal.after(done)?;
-            report::diff(terminal, &args.output, &done);
+            report::diff(terminal, &args.output, &done)?;
             Ok(exit::DONE)
         }
         Verb::Sign(args) => {
@@ -73,7 +92,7 @@ fn run(cli: Cli, terminal: &Arc<Terminal>) -> Result<u8, Error> {
             let threads = DiffOptions::default().threads;
             let done = sign(&args.image, &args.output, shape, args.format.format(), threads, monitor);
             let done = terminal.after(done)?;
-            report::sign(terminal, &args.output, &done);
+            report::sign(terminal, &args.output, &done)?;
             Ok(exit::DONE)
         }
         Verb::Patch(args) => {
@@ -88,23 +107,23 @@ fn run(cli: Cli, terminal: &Arc<Terminal>) -> Result<u8, Error> {
             let (undo, save_delta) = (args.undo, args.save_delta);
             let options = SyncOptions { dry_run: args.dry_run, format: args.format.format(), undo, save_delta };
             let done = terminal.after(sync(&args.image, &args.target, &options, &stop, monitor))?;
-            report::sync(terminal, &args.target, &done, options.dry_run);
+            report::sync(terminal, &args.target, &done, options.dry_run)?;
             Ok(exit::DONE)
         }
         Verb::Export(args) => {
             let options = ExportOptions { format: args.format.format(), memory_limit: args.memory_limit };
             let done = terminal.after(export(&args.delta, &args.old, &args.output, &options, monitor))?;
-            report::export(terminal, &args.output, &done);
+            report::export(terminal, &args.output, &done)?;
             Ok(exit::DONE)
         }
         Verb::Verify(args) => {
             let how = verify_mode(args.verify);
             let state = terminal.after(verify(&args.delta, &args.target, how, args.memory_limit, monitor))?;
-            report::state(terminal, &args.target, &state, how);
+            report::state(terminal, &args.target, &state, how)?;
             Ok(exit_code(&state))
         }
         Verb::Info(args) => {
-            report::info(terminal, &terminal.after(info(&args.delta, monitor))?);
+            report::info(terminal, &terminal.after(info(&args.delta, monitor))?)?;
             Ok(exit::DONE)
         }
     }
@@ -115,7 +134,7 @@ fn run_patch(args: &PatchArgs, terminal: &Arc<Terminal>) -> Result<(), Error> {
     let (verify, dry_run) = (verify_mode(args.verify), args.dry_run);
     let options = PatchOptions { verify, dry_run, memory_limit: args.memory_limit, undo: args.undo.clone() };
     let done = terminal.after(patch(&args.delta, &args.target, &options, &stop, &**terminal))?;
-    report::patch(terminal, &args.target, &done, dry_run, verify);
+    report::patch(terminal, &args.target, &done, dry_run, verify)?;
     Ok(())
 }
 
@@ -123,7 +142,7 @@ fn run_slot(args: &PatchArgs, old: &Path, terminal: &Arc<Terminal>) -> Result<()
     let stop = stop_on_signal(terminal, SLOT_STOPPED);
     let options = SlotOptions { dry_run: args.dry_run, memory_limit: args.memory_limit };
     let done = terminal.after(patch_slot(&args.delta, old, &args.target, &options, &stop, &**terminal))?;
-    report::slot(terminal, &args.target, old, &done);
+    report::slot(terminal, &args.target, old, &done)?;
     Ok(())
 }
 

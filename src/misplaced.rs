@@ -87,10 +87,6 @@ pub(crate) fn disk_has_room(device: &dyn Device, needed: u64) -> Option<String> 
 pub(crate) fn suspicion(device: &dyn Device, delta: &Delta) -> Option<String> {
     let place = device.place()?;
     let lens = [old_len(delta), delta.header.new.len];
-    let disk = device.whole_disk();
-    if let Some(disk) = disk.filter(|disk| lens.contains(&disk.len())) {
-        return Some(format!("It may be made for the whole disk: {} has just the image's length", disk.name()));
-    }
     let known =
         place.partitions.iter().find(|part| lens.contains(&part.len)).map(|part| part.path.display().to_string());
     let known = known.filter(|name| *name != device.name()).or_else(|| {

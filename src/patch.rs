@@ -373,7 +373,8 @@ pub fn refusal(device: &dyn Device, delta: &Delta, mismatch: &Mismatch) -> Error
             let why = format!(
                 "{done} of {all} batches of this delta are done, as an interrupted run leaves it, and something has \
                  changed it since: {place}. (A file system on it was mounted read-write? Another delta applied? A \
-                 failing medium?) This run has written nothing"
+                 failing medium?) This run has written nothing. If another delta, or an undo delta, was being \
+                 applied when it stopped, run that one again first: it can finish"
             );
             Error::Damaged { name, why, written: false }
         }
@@ -389,7 +390,7 @@ pub fn refusal(device: &dyn Device, delta: &Delta, mismatch: &Mismatch) -> Error
 #[must_use]
 pub fn describe(mismatch: &Mismatch) -> (String, String) {
     let mounted = "The likely cause: a file system on it was mounted read-write since the image was written. \
-                   Write the full new image, or restore the old one first";
+                   Write the full new image with 'blkpatch sync', or restore the old one first";
     let (place, progress) = match mismatch {
         Mismatch::Untouched { within: Some(range), regions: Some((wrong, all)), progress } if wrong * 2 < *all => (
             format!(
@@ -417,13 +418,15 @@ pub fn describe(mismatch: &Mismatch) -> (String, String) {
         (Progress::Some | Progress::Begun { .. }, _) => {
             "Some of what the delta writes is there already. Either it holds another release: that needs another delta \
              ('blkpatch info' shows which image this one starts from). Or a run was interrupted, and something has \
-             written to it since, such as a read-write mount: then only the full new image helps"
+             written to it since, such as a read-write mount: then only the full new image helps ('blkpatch sync'). If another \
+             delta, or an undo delta, was being applied, finish that one first: run it again"
         }
         (_, Mismatch::Source { .. }) => mounted,
         (_, Mismatch::Untouched { regions: Some((wrong, all)), .. }) if wrong * 2 < *all => mounted,
         _ => {
             "Check that this is the right device and the right delta ('blkpatch info' shows the old image's digests). If \
-             it is, a file system on it was probably mounted read-write: write the full new image, or restore the old one"
+             it is, a file system on it was probably mounted read-write: write the full new image with 'blkpatch sync', or \
+             restore the old one"
         }
     };
     (place, hint.into())

@@ -3,7 +3,7 @@
 use crate::json;
 use crate::terminal::Terminal;
 use blkpatch::diff::DiffReport;
-use blkpatch::error::exit;
+use blkpatch::error::{Error, exit};
 use blkpatch::export::ExportReport;
 use blkpatch::info::{ImageInfo, Info};
 use blkpatch::monitor::Monitor;
@@ -25,12 +25,19 @@ pub fn complain(text: &str) {
 }
 
 /// Writes data to standard output; a reader that has gone away has seen enough.
-pub fn print(text: &str) {
-    let _ = std::io::stdout().write_all(text.as_bytes());
+///
+/// # Errors
+/// Where it cannot be written, as on a full disk: who asked for it does not have it.
+pub fn print(text: &str) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(e),
+        _ => Ok(()),
+    }
 }
 
 /// What `diff` did.
-pub fn diff(terminal: &Terminal, output: &Path, done: &DiffReport) {
+pub fn diff(terminal: &Terminal, output: &Path, done: &DiffReport) -> Result<(), Error> {
     if let Some(alone) = done.alone_len.filter(|alone| done.delta_len >= *alone) {
         terminal.note(&format!(
             "the new image compressed on its own would take {alone} bytes: these images have little in common, and \
@@ -46,18 +53,24 @@ pub fn diff(terminal: &Terminal, output: &Path, done: &DiffReport) {
         human(done.changed_blocks * BLOCK),
         human(done.new.len)
     );
-    terminal.result(exit::DONE, json::Diff::of(output, done), &text);
+    terminal.result(exit::DONE, json::Diff::of(output, done), &text)
 }
 
 /// What `sign` did.
-pub fn sign(terminal: &Terminal, output: &Path, done: &SignReport) {
+pub fn sign(terminal: &Terminal, output: &Path, done: &SignReport) -> Result<(), Error> {
     let len = human(done.image.len);
     let text = format!("{}: {} bytes, of an image of {len}", output_name(output).display(), done.signature_len);
-    terminal.result(exit::DONE, json::Sign::of(output, done), &text);
+    terminal.result(exit::DONE, json::Sign::of(output, done), &text)
 }
 
 /// What `patch` did.
-pub fn patch(terminal: &Terminal, target: &Path, done: &PatchReport, dry_run: bool, verify: Verify) {
+pub fn patch(
+    terminal: &Terminal,
+    target: &Path,
+    done: &PatchReport,
+    dry_run: bool,
+    verify: Verify,
+) -> Result<(), Error> {
     let name = target.display();
     let text = match (&done.before, dry_run) {
         (State::New, true) => format!("{name} already holds the new image: nothing would be written"),
@@ -83,11 +96,11 @@ pub fn patch(terminal: &Terminal, target: &Path, done: &PatchReport, dry_run: bo
             done.elapsed.as_secs_f64()
         ),
     };
-    terminal.result(exit::DONE, json::Patch::of(target, done, dry_run), &text);
+    terminal.result(exit::DONE, json::Patch::of(target, done, dry_run), &text)
 }
 
 /// What `export` did.
-pub fn export(terminal: &Terminal, output: &Path, done: &ExportReport) {
+pub fn export(terminal: &Terminal, output: &Path, done: &ExportReport) -> Result<(), Error> {
     let text = format!(
         "{}: {} bytes, an overlay on {} that shows the new image ({}), checked by reading it back, {:.1} s",
         output.display(),
@@ -96,11 +109,11 @@ pub fn export(terminal: &Terminal, output: &Path, done: &ExportReport) {
         human(done.new.len),
         done.elapsed.as_secs_f64()
     );
-    terminal.result(exit::DONE, json::Export::of(output, done), &text);
+    terminal.result(exit::DONE, json::Export::of(output, done), &text)
 }
 
 /// What `sync` did.
-pub fn sync(terminal: &Terminal, path: &Path, done: &SyncReport, dry_run: bool) {
+pub fn sync(terminal: &Terminal, path: &Path, done: &SyncReport, dry_run: bool) -> Result<(), Error> {
     let target = path.display();
     let (compared, blocks, bytes) = (done.compared, done.differing.div_ceil(BLOCK), done.differing);
     let length = match (done.resized_from, dry_run) {
@@ -120,11 +133,11 @@ pub fn sync(terminal: &Terminal, path: &Path, done: &SyncReport, dry_run: bool) 
              written{length}, {time}"
         ),
     };
-    terminal.result(exit::DONE, json::Sync::of(path, done, dry_run), &text);
+    terminal.result(exit::DONE, json::Sync::of(path, done, dry_run), &text)
 }
 
 /// What `patch --old` did.
-pub fn slot(terminal: &Terminal, target: &Path, old: &Path, done: &SlotReport) {
+pub fn slot(terminal: &Terminal, target: &Path, old: &Path, done: &SlotReport) -> Result<(), Error> {
     let name = target.display();
     let text = match done.outcome {
         Outcome::UpToDate => format!("{name} already holds the new image: nothing was written"),
@@ -139,11 +152,11 @@ pub fn slot(terminal: &Terminal, target: &Path, old: &Path, done: &SlotReport) {
             done.elapsed.as_secs_f64()
         ),
     };
-    terminal.result(exit::DONE, json::Slot::of(target, old, done), &text);
+    terminal.result(exit::DONE, json::Slot::of(target, old, done), &text)
 }
 
 /// What `verify` found: one word on standard output, the explanation on standard error.
-pub fn state(terminal: &Terminal, path: &Path, state: &State, verify: Verify) {
+pub fn state(terminal: &Terminal, path: &Path, state: &State, verify: Verify) -> Result<(), Error> {
     let target = path.display();
     let text = match state {
         State::New => format!("{target} holds the new image"),
@@ -163,20 +176,20 @@ pub fn state(terminal: &Terminal, path: &Path, state: &State, verify: Verify) {
         }
     };
     if !terminal.json() {
-        print(&format!("{}\n", json::word(state)));
+        terminal.print(&format!("{}\n", json::word(state)))?;
     }
-    terminal.result(exit_code(state), json::Verified::of(path, state), &text);
+    terminal.result(exit_code(state), json::Verified::of(path, state), &text)
 }
 
 /// What a delta is.
-pub fn info(terminal: &Terminal, info: &Info) {
+pub fn info(terminal: &Terminal, info: &Info) -> Result<(), Error> {
     if terminal.json() {
         return terminal.result(exit::DONE, info, "");
     }
     let mut text = String::new();
     // Writing to a string does not fail.
     let _ = describe_info(info, &mut text);
-    print(&text);
+    terminal.print(&text)
 }
 
 fn describe_info(info: &Info, out: &mut String) -> std::fmt::Result {

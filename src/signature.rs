@@ -82,7 +82,7 @@ pub enum SignatureError {
     )]
     Kind(&'static str),
     /// Something else, or damaged.
-    #[error("it is not a signature: {0}")]
+    #[error("it is not a sound signature: {0} (copy it again, or make it anew with 'blkpatch sign')")]
     Malformed(&'static str),
 }
 

@@ -9,6 +9,9 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
+/// What is tried, for messages.
+const KEEPING: &str = "keep the delta (TMPDIR may name another folder) in";
+
 /// A delta in a file without a name.
 #[derive(Debug)]
 pub struct Spooled {
@@ -37,7 +40,7 @@ pub fn spool(mut input: impl Read, name: &Path) -> Result<Spooled, Error> {
     let expected = Header::decode(&header).map_err(refused)?.file_len();
     let folder = std::env::temp_dir();
     has_room(&folder, expected)?;
-    let writing = Error::io("keep the delta in", &folder);
+    let writing = Error::io(KEEPING, &folder);
     match store(&folder, &header, input.take(expected.saturating_sub(len.into()).saturating_add(1))) {
         Ok(file) => {
             let len = file.metadata().map_err(writing)?.len();
@@ -56,13 +59,8 @@ fn has_room(folder: &Path, needed: u64) -> Result<(), Error> {
     if system.f_blocks == 0 || needed <= free {
         return Ok(());
     }
-    let why = format!(
-        "it says that it has {}, and {} are free there; set TMPDIR to a folder with more room, or save the delta to a \
-         file first",
-        human(needed),
-        human(free)
-    );
-    Err(Error::io("keep the delta in", folder)(io::Error::new(io::ErrorKind::StorageFull, why)))
+    let why = format!("it announces {}, and {} are free there", human(needed), human(free));
+    Err(Error::io(KEEPING, folder)(io::Error::new(io::ErrorKind::StorageFull, why)))
 }
 
 fn is_end(e: &io::Error) -> bool {

@@ -5,6 +5,7 @@ use crate::cli::{Cli, ProgressArg};
 use crate::json::{Failure, document};
 use crate::progress::{Progress, Style};
 use crate::report::{complain, print};
+use blkpatch::error::Error;
 use blkpatch::monitor::{Intent, Monitor};
 use serde::Serialize;
 use std::io::IsTerminal;
@@ -67,12 +68,26 @@ impl Terminal {
 
     /// Says what came of a run: in words on standard error, unless it is to be quiet; where scripts listen, `rest`
     /// as JSON on standard output.
-    pub fn result(&self, exit_code: u8, rest: impl Serialize, text: &str) {
+    ///
+    /// # Errors
+    /// Where that cannot be written.
+    pub fn result(&self, exit_code: u8, rest: impl Serialize, text: &str) -> Result<(), Error> {
         if self.json {
-            print(&document(self.verb, exit_code, &self.notes(), rest));
-        } else if !self.quiet && !self.json_lines {
+            let text = document(self.verb, exit_code, &self.notes(), rest);
+            return self.print(&text);
+        }
+        if !self.quiet && !self.json_lines {
             self.progress.aside(|| complain(text));
         }
+        Ok(())
+    }
+
+    /// Writes data to standard output.
+    ///
+    /// # Errors
+    /// Where it cannot be written.
+    pub fn print(&self, text: &str) -> Result<(), Error> {
+        print(text).map_err(|source| Error::Unsaid { source, written: self.writing.load(Ordering::SeqCst) })
     }
 
     /// Whether standard output gets JSON.
@@ -89,7 +104,8 @@ impl Terminal {
             complain(&format!("blkpatch: {}", failure.message()));
         }
         if self.json {
-            print(&document(self.verb, exit_code, &self.notes(), failure));
+            // Where that fails, the exit code and the message tell.
+            let _ = print(&document(self.verb, exit_code, &self.notes(), failure));
         }
     }
 

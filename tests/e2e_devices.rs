@@ -111,7 +111,7 @@ fn node(scene: &Scene, device: &Path, number: u32) -> PathBuf {
 
 /// Both verbs that write, with and without `--dry-run`, are refused; nothing is written.
 #[track_caller]
-fn refused_to_all(disks: &Disks, target: &Path, device: &Loop, texts: &[&str]) {
+fn refused_to_all(disks: &Disks, row: &str, target: &Path, device: &Loop, texts: &[&str]) {
     let (delta, image) = (disks.delta(), disks.scene.path("new"));
     let written = device.bytes_written();
     for args in [
@@ -119,7 +119,7 @@ fn refused_to_all(disks: &Disks, target: &Path, device: &Loop, texts: &[&str]) {
         &[&"patch", &"--dry-run", &"--yes", &delta, &target],
         &[&"sync", &"--yes", &image, &target],
     ] {
-        let mut said = run(args).code(1).says("Nothing was written");
+        let mut said = run(args).code(1).row(row).says("Nothing was written");
         for text in texts {
             said = said.says(text);
         }
@@ -136,8 +136,8 @@ fn a_disk_of_which_a_partition_is_mounted() {
     let at = disks.scene.path("mounted here");
     let mount = Mount::new("ext4", &disk.parts[1], &at, "ro,noload");
     let where_ = format!("mounted at {}", at.display());
-    refused_to_all(&disks, disk.device.path(), &disk.device, &["in use: its partition", &where_]);
-    refused_to_all(&disks, &disk.parts[1], &disk.device, &["in use: it is", &where_]);
+    refused_to_all(&disks, "in-use-partition", disk.device.path(), &disk.device, &["in use: its partition", &where_]);
+    refused_to_all(&disks, "in-use-mounted", &disk.parts[1], &disk.device, &["in use: it is", &where_]);
     // Its neighbour is free, and looking is allowed.
     run(&[&"patch", &"--dry-run", &disks.part_delta(), &disk.parts[0]]).code(0);
     assert_state(&disks.delta(), disk.device.path(), "old");
@@ -156,8 +156,14 @@ fn a_disk_that_is_swap() {
     tool("mkswap", &[&disk.parts[0]]);
     tool("swapon", &[&disk.parts[0]]);
     let checked = std::panic::catch_unwind(|| {
-        refused_to_all(&disks, disk.device.path(), &disk.device, &["in use: its partition", "used as swap"]);
-        refused_to_all(&disks, &disk.parts[0], &disk.device, &["in use: it is used as swap", "swapoff"]);
+        refused_to_all(
+            &disks,
+            "in-use-partition",
+            disk.device.path(),
+            &disk.device,
+            &["in use: its partition", "used as swap"],
+        );
+        refused_to_all(&disks, "in-use-swap", &disk.parts[0], &disk.device, &["in use: it is used as swap", "swapoff"]);
     });
     tool("swapoff", &[&disk.parts[0]]);
     checked.unwrap();
@@ -176,8 +182,14 @@ fn a_disk_that_a_logical_volume_lies_on() {
         return;
     }
     let checked = std::panic::catch_unwind(|| {
-        refused_to_all(&disks, disk.device.path(), &disk.device, &["in use: its partition", &name]);
-        refused_to_all(&disks, &disk.parts[0], &disk.device, &["held by the device mapper volume", &name]);
+        refused_to_all(&disks, "in-use-partition", disk.device.path(), &disk.device, &["in use: its partition", &name]);
+        refused_to_all(
+            &disks,
+            "in-use-held",
+            &disk.parts[0],
+            &disk.device,
+            &["held by the device mapper volume", &name],
+        );
     });
     tool("dmsetup", &[&"remove", &"--retry", &name]);
     checked.unwrap();
@@ -189,7 +201,11 @@ fn a_device_that_a_loop_device_shows() {
     let disk = disks.plugged_in(&disks.old);
     let shown = Loop::attach(&disk.parts[0]);
     let text = format!("shown by the loop device {}", shown.path().display());
-    refused_to_all(&disks, disk.device.path(), &disk.device, &["in use: its partition", &text]);
+    refused_to_all(&disks, "in-use-partition", disk.device.path(), &disk.device, &["in use: its partition", &text]);
+    refused_to_all(&disks, "in-use-loop", &disk.parts[0], &disk.device, &[&text]);
+    drop(shown);
+    let shown = Loop::attach(disk.device.path());
+    refused_to_all(&disks, "in-use-disk", &disk.parts[0], &disk.device, &["that it is a partition of is shown by"]);
     drop(shown);
 }
 
@@ -204,7 +220,7 @@ fn a_file_that_two_loop_devices_show() {
     let refused = |one: &Loop, other: &Loop| {
         let text = format!("the loop device {} shows the same bytes", other.path().display());
         for args in [[&"patch" as &dyn AsRef<OsStr>, &delta, &one.path()], [&"sync", &image, &one.path()]] {
-            run(&args).code(1).says("in use").says(&text).says("Nothing was written");
+            run(&args).code(1).row("in-use-twin").says(&text).says("Nothing was written");
         }
     };
     refused(&pair[0], &pair[1]);
@@ -258,7 +274,7 @@ fn a_file_where_a_device_was_meant() {
     let before = Unwritten::look(target);
     let checked = std::panic::catch_unwind(|| {
         for args in [[&"patch" as &dyn AsRef<OsStr>, &delta, &target], [&"sync", &image, &target]] {
-            run(&args).code(1).says("regular file in /dev").says("misspelt").says("Nothing was written");
+            run(&args).code(1).row("file-in-dev").says("Nothing was written");
         }
         before.still(target);
     });
@@ -280,24 +296,24 @@ fn the_delta_of_a_partition_and_the_whole_disk() {
     let disk = disks.plugged_in(&disks.old);
     let [first, second] = disk.parts.each_ref().map(|part| part.display().to_string());
     let whole = disk.device.path().display().to_string();
-    let made_for = |delta: PathBuf, target: &dyn AsRef<OsStr>, text: &str| {
+    let made_for = |row: &str, delta: PathBuf, target: &dyn AsRef<OsStr>, text: &str| {
         for option in ["--yes", "--dry-run"] {
-            let said = run(&[&"patch", &option, &delta, target]).code(1).says("not what this delta was made for");
+            let said = run(&[&"patch", &option, &delta, target]).code(1).row(row);
             said.says(text).says("Nothing was written");
         }
     };
-    made_for(disks.part_delta(), &whole, &format!("lies on {first}"));
-    made_for(disks.part_delta(), &second, &format!("lies on {first}"));
-    made_for(disks.delta(), &first, &format!("lies on the whole disk {whole}"));
+    made_for("lies-elsewhere", disks.part_delta(), &whole, &format!("lies on {first}"));
+    made_for("lies-elsewhere", disks.part_delta(), &second, &format!("lies on {first}"));
+    made_for("lies-elsewhere", disks.delta(), &first, &format!("lies on the whole disk {whole}"));
     // Looking says so, too.
     run(&[&"verify", &disks.part_delta(), &whole]).code(12).says(&format!("lies on {first}"));
     // What only the size tells: the partition is too small, its disk is not, and holds something else.
     disk.device.write(0, &random(8, BLOCK));
     disk.device.write((PARTS[0].0 * MIB) as u64, &random(9, 4 * MIB));
-    made_for(disks.delta(), &first, "only the whole disk has room");
+    made_for("disk-has-room", disks.delta(), &first, "only the whole disk has room");
     // Nothing but the length fits: refused with a word about that, after it was read.
     let said = run(&[&"patch", &disks.part_delta(), &whole]).code(1).says("does not hold the image");
-    said.says(&format!("It may be made for a partition: {first}"));
+    said.row("hint-partition").says(&first);
     assert_eq!(disk.device.bytes_written(), (4 * MIB + BLOCK) as u64, "only the test has written");
 }
 
@@ -395,13 +411,13 @@ fn at_a_terminal_it_asks() {
             let mut run = AtTerminal::start(&[&verb, what, &device], &[]);
             run.wait_for(&question);
             run.type_in(answer);
-            run.finish().code(1).says("Nothing was written").says("as you wish");
+            run.finish().code(1).row("asked-no");
         }
     }
     let mut stopped = AtTerminal::start(&[&"patch", &delta, &device], &[]);
     stopped.wait_for(&question);
     signal(stopped.child(), "INT");
-    stopped.finish().code(1).says("interrupted").says("Nothing was written");
+    stopped.finish().code(1).row("stopped-before");
     assert_eq!(disk.device.bytes_written(), 0, "nobody said yes");
     let mut run = AtTerminal::start(&[&"patch", &delta, &device], &[]);
     run.wait_for(&question);

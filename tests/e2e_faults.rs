@@ -136,10 +136,10 @@ impl Fault {
                 said = said.says(text);
             }
             if self.code == 1 {
-                said = said.says("Nothing was written");
+                said = said.row("target-read-failed");
                 assert_same(&scene.read("backing"), &old, "a device of which it is said that nothing was written");
             } else {
-                said = said.says("stopped");
+                said = said.row("stopped-failed");
             }
             said.says("the same command");
             if !once {
@@ -226,7 +226,7 @@ fn syncing_an_image_to_a_device_that_fails() {
         scene.write("backing", &old);
         let flaky = Flaky::start(&scene, &format!("{rule},once=off"));
         let said = sync(&flaky).code(code).says(what).says("Input/output error").says(&flaky.name());
-        said.says("the same command").says(if code == 1 { "Nothing was written" } else { "holds neither" });
+        said.row(if code == 1 { "target-read-failed" } else { "sync-failed" });
         drop(flaky);
         if code == 1 {
             assert_same(&scene.read("backing"), &old, "a device of which it is said that nothing was written");
@@ -236,6 +236,21 @@ fn syncing_an_image_to_a_device_that_fails() {
         drop(flaky);
         assert_same(&scene.read("backing"), &new, &format!("after {rule}"));
     }
+}
+
+#[test]
+fn syncing_from_a_device_that_fails() {
+    if !faulty_devices("syncing from a device that fails") {
+        return;
+    }
+    let scene = chain_scene();
+    scene.write("backing", &scene.read("new"));
+    let read = format!("event=read_aio,iotype=read,state=1,sector={},once=off", sector(12) + 3);
+    let flaky = Flaky::start(&scene, &read);
+    let said = run(&[&"sync", &flaky.device().path(), &scene.path("target"), &"--json"]).code(1);
+    said.row("sync-unreadable").says("Input/output error").says("Nothing was written");
+    drop(flaky);
+    assert_same(&scene.read("target"), &scene.read("old"), "the target");
 }
 
 #[test]

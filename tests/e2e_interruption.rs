@@ -5,7 +5,7 @@ mod common;
 use common::*;
 use std::fs;
 use std::path::Path;
-use std::process::Child;
+use std::process::{Child, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -136,7 +136,7 @@ fn stopped_by_a_signal_says_so_and_is_finished_by_the_next_run() {
         assert!(said.code == 0 || said.code == 3, "SIG{name}: {said:?}");
         if said.code == 3 {
             stopped += 1;
-            let said = said.says("stopped after").says("Run the same command again");
+            let said = said.row("stopped-signal").says("stopped after");
             assert!(said.err.contains(&device.path().display().to_string()), "{}", said.err);
             assert_state(&delta, device.path(), "convertible");
         }
@@ -207,6 +207,64 @@ fn stopped_while_it_checks_what_the_delta_reads() {
     device.write(wrong as u64, &old[wrong..=wrong]);
     run(&[&"patch", &delta, &device.path()]).code(0);
     assert_same(&device.read(), &new, "the device that was stopped before it was written");
+}
+
+/// Runs it until both signals, sent together when `reached` says so, end it at once: the first alone may come so late
+/// that it stops before the second is seen.
+#[track_caller]
+fn ended_at_once(row: &str, mut begin: impl FnMut() -> (Child, Box<dyn FnMut() -> bool>)) {
+    for _ in 0..30 {
+        let (mut child, mut reached) = begin();
+        kill_when(&mut child, &mut reached);
+        for name in ["STOP", "INT", "TERM", "CONT"] {
+            signal(&mut child, name);
+        }
+        let said = finish(child, row);
+        if said.err.contains("at once") {
+            said.row(row);
+            return;
+        }
+    }
+    panic!("{row}: it never ended at once");
+}
+
+#[test]
+fn what_is_said_at_once_is_in_the_tables() {
+    if !loops("a second signal") {
+        return;
+    }
+    let (old, new) = busy_pair(6 * MIB);
+    let scene = Scene::with_delta(&old, &new);
+    let (delta, image, old_path) = (scene.path("delta"), scene.path("new"), scene.path("old"));
+    let device = std::rc::Rc::new(Loop::attach(&scene.write("backing", &old)));
+    let written = |device: &std::rc::Rc<Loop>| {
+        let (device, before) = (std::rc::Rc::clone(device), device.bytes_written());
+        Box::new(move || device.bytes_written() > before + 4096)
+    };
+    ended_at_once("at-once-patch", || {
+        device.write(0, &old);
+        let reached = written(&device);
+        (start_patch(&delta, device.path()), reached)
+    });
+    ended_at_once("at-once-slot", || {
+        device.write(0, &random(5, new.len()));
+        let reached = written(&device);
+        (start(&[&"patch", &delta, &device.path(), &"--old", &old_path]), reached)
+    });
+    ended_at_once("at-once-sync", || {
+        device.write(0, &old);
+        let reached = written(&device);
+        (start(&[&"sync", &image, &device.path()]), reached)
+    });
+    // Nobody writes into the pipe, so nothing is read, and nothing written.
+    let (reader, _writer) = std::io::pipe().unwrap();
+    ended_at_once("at-once-before", || {
+        let mut command = command(&[&"sync", &"-", &device.path()]);
+        command.stdin(reader.try_clone().unwrap()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = command.spawn().unwrap();
+        let wchan = format!("/proc/{}/wchan", child.id());
+        (child, Box::new(move || fs::read_to_string(&wchan).is_ok_and(|place| place.contains("poll"))))
+    });
 }
 
 /// Both signals at once: whichever way they fall, what is said fits what was done.

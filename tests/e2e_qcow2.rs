@@ -328,7 +328,7 @@ fn the_format_of_a_backing_file_is_never_guessed() {
         file.write_all_at(&[0x12, 0x34, 0x56, 0x78], at as u64).unwrap();
     };
     forget(&image);
-    run(&[&"sync", &image, &old]).code(1).says("does not say what format").says("Nothing was written");
+    run(&[&"sync", &image, &old]).code(1).row("qcow2-backing-unsaid").says("Nothing was written");
     // One that is not qcow2 is raw.
     forget(&below);
     run(&[&"sync", &"--dry-run", &below, &scene.write("target", &[])]).code(0);
@@ -340,10 +340,10 @@ fn the_format_of_a_backing_file_is_never_guessed() {
     assert_same(&scene.read("target"), &scene.read("below.qcow2")[..64 << 10], "the target");
     let image = create(&scene.path("c.qcow2"), "", None, 64 << 10);
     tool("qemu-img", &[&"rebase", &"-u", &"-b", &"below.qcow2", &"-F", &"vmdk", &image]);
-    run(&[&"sync", &image, &old]).code(1).says("format 'vmdk'");
+    run(&[&"sync", &image, &old]).code(1).row("qcow2-backing-format").says("'vmdk'");
     for name in ["nbd://localhost/x", "json:{\"driver\":\"raw\"}"] {
         tool("qemu-img", &[&"rebase", &"-u", &"-b", &name, &"-F", &"raw", &image]);
-        run(&[&"sync", &image, &old]).code(1).says("plain path");
+        run(&[&"sync", &image, &old]).code(1).row("qcow2-backing-name");
     }
 }
 
@@ -361,9 +361,15 @@ fn what_cannot_be_read_is_refused_untouched() {
     guest(&good, &[format!("write -s {noise} 1M 1M")]);
     let target = scene.write("target", &random(9, 5 * MIB));
     let unwritten = Unwritten::look(&target);
-    let refused = |image: &Path, why: &str| {
-        run(&[&"sync", &image, &target]).code(1).says(why).says("Nothing was written");
-        run(&[&"diff", &old, &image, &"-o", &scene.path("delta")]).code(1).says(why);
+    let refused = |image: &Path, why: &str, row: &str| {
+        let mut said = [
+            run(&[&"sync", &image, &target]).code(1).says(why).says("Nothing was written"),
+            run(&[&"diff", &old, &image, &"-o", &scene.path("delta")]).code(1).says(why),
+        ];
+        if !row.is_empty() {
+            said = said.map(|said| said.row(row));
+        }
+        drop(said);
         unwritten.still(&target);
         assert!(!scene.path("delta").exists());
     };
@@ -372,28 +378,30 @@ fn what_cannot_be_read_is_refused_untouched() {
     let number = |at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
     let l1 = number(40);
     let l2 = number(l1) & 0x00ff_ffff_ffff_fe00;
-    let damage = |at: usize, with: &[u8], why: &str| {
+    let damage = |at: usize, with: &[u8], why: &str, row: &str| {
         let mut bytes = bytes.clone();
         bytes[at..at + with.len()].copy_from_slice(with);
         fs::write(&bad, bytes).unwrap();
-        refused(&bad, why);
+        refused(&bad, why, row);
     };
-    damage(32, &2u32.to_be_bytes(), "is encrypted");
-    damage(72, &1u64.to_be_bytes(), "not closed properly");
-    damage(72, &2u64.to_be_bytes(), "marked as corrupt");
-    damage(72, &4u64.to_be_bytes(), "another file");
-    damage(72, &(1u64 << 20).to_be_bytes(), "not known here");
-    damage(20, &30u32.to_be_bytes(), "cluster_bits");
-    damage(24, &(1u64 << 50).to_be_bytes(), "l1_size");
-    damage(l1, &(1u64 << 40 | 1 << 63).to_be_bytes(), "behind the end");
-    damage(l1, &0x10200u64.to_be_bytes(), "middle of a cluster");
-    damage(l2 + 17 * 8, &(1u64 << 40 | 1 << 63).to_be_bytes(), "behind the end");
-    damage(l2 + 17 * 8, &0x51234u64.to_be_bytes(), "reserved bits");
-    damage(l2 + 70 * 8, &u64::MAX.to_be_bytes(), "for offset 4587520 of the disk");
+    damage(32, &2u32.to_be_bytes(), "", "qcow2-encrypted");
+    damage(72, &1u64.to_be_bytes(), "", "qcow2-dirty");
+    damage(72, &2u64.to_be_bytes(), "", "qcow2-corrupt");
+    damage(72, &4u64.to_be_bytes(), "", "qcow2-external");
+    damage(72, &(1u64 << 20).to_be_bytes(), "", "qcow2-features");
+    damage(20, &30u32.to_be_bytes(), "cluster_bits", "qcow2-field");
+    damage(24, &(1u64 << 50).to_be_bytes(), "l1_size", "qcow2-field");
+    damage(4, &9u32.to_be_bytes(), "", "qcow2-version");
+    damage(l1, &(1u64 << 40 | 1 << 63).to_be_bytes(), "behind the end", "qcow2-entry");
+    damage(l1, &0x10200u64.to_be_bytes(), "middle of a cluster", "qcow2-entry");
+    damage(l2 + 17 * 8, &(1u64 << 40 | 1 << 63).to_be_bytes(), "behind the end", "qcow2-entry");
+    damage(l2 + 17 * 8, &0x51234u64.to_be_bytes(), "reserved bits", "qcow2-entry");
+    damage(l2 + 70 * 8, &u64::MAX.to_be_bytes(), "for offset 4587520 of the disk", "qcow2-entry");
+    damage(l2, &bytes[l2 + 17 * 8..l2 + 18 * 8].repeat(80), "", "qcow2-overlap");
     // Cut short, anywhere.
     for len in [0, 3, 50, 103, 200, l1 - 1, l2 + 8, bytes.len() - 100, bytes.len() - (64 << 10)] {
         fs::write(&bad, &bytes[..len]).unwrap();
-        refused(&bad, "");
+        refused(&bad, "", "");
     }
     // Compressed data that is none.
     tool("qemu-img", &[&"convert", &"-c", &"-f", &"raw", &"-O", &"qcow2", &old, &bad]);
@@ -404,7 +412,8 @@ fn what_cannot_be_read_is_refused_untouched() {
         let at = entry & ((1 << 54) - 1);
         bytes[at] = 0xff;
         fs::write(&bad, bytes).unwrap();
-        run(&[&"diff", &old, &bad, &"-o", &scene.path("delta")]).code(1).says("cannot be unpacked");
+        run(&[&"diff", &old, &bad, &"-o", &scene.path("delta")]).code(1).row("qcow2-compressed");
+        run(&[&"sync", &"--dry-run", &bad, &target]).code(1).row("qcow2-compressed");
     }
 }
 
@@ -415,12 +424,15 @@ fn chains_that_do_not_end_well_are_refused() {
     }
     let scene = Scene::new();
     let old = scene.write("old", &base());
-    let refused = |image: &Path, why: &str| {
-        run(&[&"sync", &image, &old]).code(1).says(why).says("Nothing was written");
-    };
+    let refused = |image: &Path, why: &str| run(&[&"sync", &image, &old]).code(1).says(why).says("Nothing was written");
     let missing = create(&scene.path("missing.qcow2"), "", Some(("old", "raw")), 5 * MIB);
     tool("qemu-img", &[&"rebase", &"-u", &"-b", &"gone", &"-F", &"raw", &missing]);
-    refused(&missing, "its backing file");
+    refused(&missing, "its backing file").row("qcow2-io");
+    run(&[&"diff", &old, &missing, &"-o", &scene.path("no-folder/delta")]).code(1);
+    let alone = create(&scene.path("alone.qcow2"), "", None, 5 * MIB);
+    run(&[&"diff", &old, &alone, &"-o", &scene.path("no-folder/delta")]).code(1).row("file-temporary");
+    tool("qemu-img", &[&"rebase", &"-u", &"-b", &"old", &"-F", &"qcow2", &missing]);
+    refused(&missing, "").row("qcow2-none");
     // On itself, and two on each other.
     let [a, b] = ["a.qcow2", "b.qcow2"].map(|name| create(&scene.path(name), "", None, 5 * MIB));
     tool("qemu-img", &[&"rebase", &"-u", &"-b", &"a.qcow2", &"-F", &"qcow2", &a]);
@@ -429,7 +441,7 @@ fn chains_that_do_not_end_well_are_refused() {
     tool("qemu-img", &[&"rebase", &"-u", &"-b", &"a.qcow2", &"-F", &"qcow2", &b]);
     refused(&a, "leads back");
     tool("qemu-img", &[&"rebase", &"-u", &"-b", &"b.qcow2", &"-F", &"raw", &b]);
-    refused(&b, "leads back");
+    refused(&b, "").row("qcow2-loop");
     // Onto its own backing file.
     let c = create(&scene.path("c.qcow2"), "", Some(("old", "raw")), 5 * MIB);
     refused(&c, "they are the same");
@@ -440,10 +452,10 @@ fn chains_that_do_not_end_well_are_refused() {
     // A pipe is no image, and nobody waits for it.
     tool("mkfifo", &[&scene.path("pipe")]);
     tool("qemu-img", &[&"rebase", &"-u", &"-b", &"pipe", &"-F", &"raw", &a]);
-    refused(&a, "neither a file nor a block device");
+    refused(&a, "").row("qcow2-backing-kind");
     // A folder, and a chain that is longer than anybody makes.
     tool("qemu-img", &[&"rebase", &"-u", &"-b", &".", &"-F", &"qcow2", &a]);
-    refused(&a, "not a regular file");
+    refused(&a, "").row("qcow2-backing-no-file");
     tool("qemu-img", &[&"rebase", &"-u", &"-b", &"01.qcow2", &"-F", &"qcow2", &a]);
     let link = fs::read(&a).unwrap();
     let at = link.windows(8).position(|name| name == b"01.qcow2").unwrap();
@@ -452,7 +464,7 @@ fn chains_that_do_not_end_well_are_refused() {
         link[at..at + 8].copy_from_slice(format!("{:02}.qcow2", i + 1).as_bytes());
         scene.write(&format!("{i:02}.qcow2"), &link);
     }
-    refused(&scene.path("00.qcow2"), "longer than 64");
+    refused(&scene.path("00.qcow2"), "longer than 64").row("qcow2-deep");
 }
 
 // ------------------------------------------------------------------------------------------------------- export

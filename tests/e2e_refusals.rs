@@ -262,7 +262,8 @@ fn the_place_that_differs_is_named() {
     old[3 * MIB + 4321] ^= 4;
     let target = scene.write("target", &old);
     refused(&scene.path("delta"), &target, &format!("between bytes {} and {}", 3 * MIB, 4 * MIB))
-        .says("1 of its 5 regions");
+        .says("1 of its 5 regions")
+        .row("other-regions");
 }
 
 #[test]
@@ -319,7 +320,7 @@ fn a_target_without_permission() {
     for mode in [0o000, 0o400, 0o444] {
         fs::set_permissions(scene.path("target"), fs::Permissions::from_mode(mode)).unwrap();
         let before = Unwritten::look(&scene.path("target"));
-        as_nobody(&scene, &["patch", "delta", "target"]).code(1).says("no permission").says("target");
+        as_nobody(&scene, &["patch", "delta", "target"]).code(1).row("no-permission").says("target");
         before.still(&scene.path("target"));
     }
 }
@@ -360,7 +361,7 @@ fn a_file_behind_a_loop_device_under_any_name() {
     let device = Loop::attach(&scene.path("target"));
     for name in [&scene.path("target"), &other] {
         let before = Unwritten::look(name);
-        run(&[&"patch", &delta, name]).code(1).says("a loop device shows it").says("Nothing was written");
+        run(&[&"patch", &delta, name]).code(1).row("in-use-file-of-loop").says("Nothing was written");
         before.still(name);
     }
     drop(device);
@@ -392,7 +393,7 @@ fn a_partition_of_a_disk_that_another_process_has_locked() {
     let holder = File::open(device.path()).unwrap();
     rustix::fs::flock(&holder, FlockOperation::LockExclusive).unwrap();
     let said = run(&[&"patch", &delta, &partition]).code(1);
-    said.says("in use").says("the disk that this is a partition of").says("Nothing was written");
+    said.row("in-use-locked-disk").says("Nothing was written");
     assert_eq!(device.bytes_written(), 0);
     drop(holder);
     run(&[&"patch", &delta, &partition]).code(0);
@@ -433,7 +434,7 @@ fn a_device_that_is_write_protected() {
     let scene = small_scene();
     let device = Loop::attach_with(&scene.path("target"), &["-r"]);
     assert_state(&scene.path("delta"), device.path(), "old");
-    run(&[&"patch", &scene.path("delta"), &device.path()]).code(1).says("read-only").says("Nothing was written");
+    run(&[&"patch", &scene.path("delta"), &device.path()]).code(1).row("write-protected").says("Nothing was written");
     drop(device);
     assert_same(&scene.read("target"), &scene.read("old"), "the write-protected device");
 }
@@ -453,7 +454,7 @@ fn a_file_system_that_is_read_only_or_full() {
     fs::write(&target, &old).unwrap();
     let blocks = || std::os::unix::fs::MetadataExt::blocks(&fs::metadata(&target).unwrap());
     let space = blocks();
-    run(&[&"patch", &scene.path("delta"), &target]).code(1).says("No space left").says("Nothing was written");
+    run(&[&"patch", &scene.path("delta"), &target]).code(1).row("target-full").says("No space left");
     assert_same(&fs::read(&target).unwrap(), &old, "the file that had no room to grow");
     assert_eq!(blocks(), space, "512-byte blocks: what was reserved in vain is given back");
     let before = Unwritten::look(&target);

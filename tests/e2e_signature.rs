@@ -112,7 +112,7 @@ fn signatures_of_other_kinds_and_damaged_ones_are_refused() {
     bytes[1000] ^= 4;
     std::fs::write(&signature, bytes).unwrap();
     run(&[&"diff", &"--signature", &signature, &new, &"-o", &delta]).code(1).says("damaged");
-    run(&[&"diff", &"--signature", &new, &new, &"-o", &delta]).code(1).says("not a signature");
+    run(&[&"diff", &"--signature", &new, &new, &"-o", &delta]).code(1).row("signature-bad");
     run(&[&"diff", &"--signature", &signature, &image, &new, &"-o", &delta]).code(2);
     run(&[&"diff", &new, &"-o", &delta]).code(2);
     assert!(!delta.exists());

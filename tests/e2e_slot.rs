@@ -270,7 +270,11 @@ fn stopped_or_killed_it_is_finished_by_the_next_run() {
         assert!([0, 3, -9].contains(&said.code), "SIG{name}: {said:?}");
         if said.code == 3 {
             stopped += 1;
-            let said = said.says("asked to stop").says("OLD is as it was").says("Run the same command again");
+            let said = said
+                .row("slot-stopped")
+                .says("asked to stop")
+                .says("OLD is as it was")
+                .says("Run the same command again");
             assert!(said.err.contains(&target.path().display().to_string()), "{}", said.err);
         }
         let before = target.bytes_written();

@@ -176,7 +176,7 @@ fn a_run_that_is_taken_up_needs_the_undo_delta_of_the_first() {
     between[part(9)].copy_from_slice(&new[part(9)]);
     scene.write("target", &between);
     let before = Unwritten::look(&target);
-    patch_keeping(&scene, &target).code(1).says("cannot be made any more").says("Nothing was written");
+    patch_keeping(&scene, &target).code(1).row("undo-too-late").says("Nothing was written");
     before.still(&target);
     scene.holds_only(&["old", "new", "delta", "target"]);
     // Another delta, the forward one, garbage, a truncated one: kept as they are, and refused.
@@ -230,7 +230,7 @@ fn what_was_there_is_restored_where_it_was_not_the_old_image() {
     third[part(9)][500..900].fill(0xa5);
     scene.write("target", &third);
     let untouched = Unwritten::look(&path);
-    patch_keeping(&scene, &target).code(1).says("would bring back something else").says("leave out '--undo'");
+    patch_keeping(&scene, &target).code(1).row("undo-not-this");
     untouched.still(&path);
 }
 
@@ -252,7 +252,7 @@ fn what_a_power_cut_tore_is_not_taken_for_what_was_there() {
     // By a run without: what it overwrote is gone.
     std::fs::remove_file(scene.path("undo")).unwrap();
     scene.write("target", &torn);
-    patch_keeping(&scene, &target).code(1).says("cannot be made any more").says("Nothing was written");
+    patch_keeping(&scene, &target).code(1).row("undo-too-late").says("Nothing was written");
     assert_same(&scene.read("target"), &torn, "refused");
     run(&[&"patch", &scene.path("delta"), &target]).code(0);
 }
@@ -279,6 +279,18 @@ fn a_dry_run_writes_no_undo_delta_and_tells_what_would_be_refused() {
     scene.holds_only(&["old", "new", "delta", "target"]);
     scene.write("undo", b"precious");
     dry().code(1).says("exists, and is not the undo delta");
+    before.still(&target);
+}
+
+#[test]
+fn a_file_of_a_length_between_has_nothing_to_go_back_to() {
+    let old = random(83, 40 * BLOCK);
+    let mut new = old[..20 * BLOCK].to_vec();
+    new[3 * BLOCK..5 * BLOCK].copy_from_slice(&random(84, 2 * BLOCK));
+    let scene = Scene::with_delta(&old, &new);
+    let target = scene.write("target", &old[..30 * BLOCK]);
+    let before = Unwritten::look(&target);
+    patch_keeping(&scene, &target).code(1).row("undo-length").says("Nothing was written");
     before.still(&target);
 }
 

@@ -10,14 +10,16 @@ pub enum DeltaError {
     #[error("cannot read it: {0}")]
     Io(#[source] io::Error),
     /// The magic bytes are missing.
-    #[error("it is not a blkpatch delta")]
+    #[error(
+        "it is not a blkpatch delta: check the names and their order; a delta that was packed must be unpacked first"
+    )]
     NotADelta,
     /// The magic bytes show that a transfer changed line ends.
     #[error("it was damaged by a text-mode transfer; copy it again in binary mode")]
     TextMode,
     /// It ends early, or has bytes behind its end.
     #[error("it is {actual} bytes long but its header says {expected}: {}",
-        if actual < expected { "it is cut short; copy it again" } else { "something was appended to it" })]
+        if actual < expected { "it is cut short; copy it again" } else { "something was appended to it; copy it again" })]
     WrongLength {
         /// Bytes the header accounts for.
         expected: u64,
@@ -31,13 +33,13 @@ pub enum DeltaError {
         what: &'static str,
     },
     /// It was made by a newer blkpatch.
-    #[error("it needs a newer blkpatch than this one: {what}")]
+    #[error("it needs a newer blkpatch than this one ({what}): update blkpatch")]
     Newer {
         /// Version, feature bits or section kind.
         what: String,
     },
     /// A field is out of its range.
-    #[error("it is malformed: {field} is {value}, allowed is {allowed}")]
+    #[error("it is malformed: {field} is {value}, allowed is {allowed}; make it anew")]
     Field {
         /// The field's name in the spec.
         field: &'static str,
@@ -47,10 +49,10 @@ pub enum DeltaError {
         allowed: String,
     },
     /// A structure is not as the spec says.
-    #[error("it is malformed: {0}")]
+    #[error("it is malformed: {0}; make it anew")]
     Malformed(&'static str),
     /// A compressed stream cannot be read: it is malformed, or the medium with the delta failed.
-    #[error("its {stream} stream cannot be read: {why}")]
+    #[error("its {stream} stream cannot be read: {why}; copy it again, or make it anew")]
     Stream {
         /// The section's name.
         stream: &'static str,
@@ -58,7 +60,7 @@ pub enum DeltaError {
         why: String,
     },
     /// The order breaks one of the rules that make a restart safe.
-    #[error("it is unsafe to apply: batch {batch} breaks rule {rule} at block {block}")]
+    #[error("it is unsafe to apply: batch {batch} breaks rule {rule} at block {block}; make it anew")]
     Rule {
         /// `R1` to `R4`, or `source` for a read of bytes that are no longer there.
         rule: &'static str,
@@ -68,7 +70,7 @@ pub enum DeltaError {
         block: u64,
     },
     /// A batch writes outside the image.
-    #[error("it is malformed: batch {batch} has blocks {} to {} but the image ends at block {end}", .extent.start, .extent.end())]
+    #[error("it is malformed: batch {batch} has blocks {} to {} but the image ends at block {end}; make it anew", .extent.start, .extent.end())]
     OutOfRange {
         /// The batch's number, from 0.
         batch: u64,

@@ -45,6 +45,9 @@ pub struct DeviceError {
     pub source: io::Error,
 }
 
+/// [`DeviceError::operation`] where it was not the device that failed.
+const NO_THREAD: &str = "starting a thread for";
+
 impl DeviceError {
     /// Where it happened; a sync, for one, has no place.
     fn place(&self) -> String {
@@ -55,9 +58,23 @@ impl DeviceError {
         }
     }
 
+    /// What to do before trying again.
+    pub(crate) fn advice(&self) -> &'static str {
+        match () {
+            () if self.is_full() => "Make room on the file system that it lies on",
+            () if self.operation == NO_THREAD => "End other programs, or raise the limit ('ulimit -u')",
+            () => "Check the medium and its cable ('dmesg' may tell more)",
+        }
+    }
+
+    /// Whether there was no room.
+    pub(crate) fn is_full(&self) -> bool {
+        matches!(self.source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    }
+
     /// The system does not let a thread be started that is to work on the device.
     pub(crate) fn no_thread(device: &dyn Device, source: io::Error) -> Self {
-        Self { operation: "starting a thread for", name: device.name(), offset: 0, len: 0, source }
+        Self { operation: NO_THREAD, name: device.name(), offset: 0, len: 0, source }
     }
 }
 

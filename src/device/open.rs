@@ -5,7 +5,7 @@ use super::overlap::{Storage, twin_of};
 use super::users::{System, user_of};
 use super::{BlockTarget, Device, FileTarget, Place};
 use crate::units::BLOCK;
-use rustix::fs::{FlockOperation, OFlags};
+use rustix::fs::{AtFlags, CWD, FlockOperation, OFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
@@ -37,7 +37,7 @@ impl Access {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// No such file or device.
-    #[error("{path} does not exist; nothing was created (check the name with 'lsblk')")]
+    #[error("{path} does not exist; nothing was created (check the name; 'lsblk' lists the devices)")]
     Missing {
         /// The target.
         path: PathBuf,
@@ -73,6 +73,37 @@ pub enum OpenError {
         /// The target.
         path: PathBuf,
     },
+    /// Not even root is permitted.
+    #[error(
+        "the system does not let even root open {path}: in a container that device must be handed in; else a security \
+         policy (SELinux, AppArmor) or the server of a network drive forbids it"
+    )]
+    Denied {
+        /// The target.
+        path: PathBuf,
+    },
+    /// An attribute of the file forbids writing, to root as well.
+    #[error(
+        "{path} must not be written by anybody: it is marked as {mark} ('lsattr {path}'); 'chattr -{flag} {path}' ends that"
+    )]
+    Marked {
+        /// The target.
+        path: PathBuf,
+        /// `immutable`, or `append-only`.
+        mark: &'static str,
+        /// How chattr(1) calls it.
+        flag: char,
+    },
+    /// Sectors that are larger than a block.
+    #[error(
+        "{path} has sectors of {sector} bytes; with more than 4096 a power cut could tear what is not being written"
+    )]
+    Sectors {
+        /// The target.
+        path: PathBuf,
+        /// Bytes of one.
+        sector: u32,
+    },
     /// Write-protected.
     #[error("{path} is read-only (a write-protect switch, 'blockdev --getro', or a read-only file system)")]
     ReadOnly {
@@ -97,10 +128,28 @@ fn classify(path: &Path, source: io::Error) -> OpenError {
     let path = path.to_owned();
     match Errno::from_io_error(&source) {
         Some(Errno::NOENT) => OpenError::Missing { path },
-        Some(Errno::ACCESS | Errno::PERM) => OpenError::Permission { path },
+        Some(Errno::ACCESS | Errno::PERM) => forbidden(path),
+        Some(Errno::TXTBSY) => OpenError::Busy { path, by: "it is a swap file in use, or a program that runs".into() },
         Some(Errno::ROFS) => OpenError::ReadOnly { path },
         Some(Errno::BUSY) => OpenError::Busy { path, by: UNKNOWN_USER.into() },
         _ => OpenError::Io { path, source },
+    }
+}
+
+/// Why opening is not permitted: what the system says is the same for everything that may forbid it.
+fn forbidden(path: PathBuf) -> OpenError {
+    let attributes =
+        rustix::fs::statx(CWD, &path, AtFlags::empty(), StatxFlags::empty()).map(|found| found.stx_attributes);
+    let attributes = attributes.unwrap_or(StatxAttributes::empty());
+    match () {
+        () if attributes.contains(StatxAttributes::IMMUTABLE) => {
+            OpenError::Marked { path, mark: "immutable", flag: 'i' }
+        }
+        () if attributes.contains(StatxAttributes::APPEND) => {
+            OpenError::Marked { path, mark: "append-only", flag: 'a' }
+        }
+        () if rustix::process::geteuid().is_root() => OpenError::Denied { path },
+        () => OpenError::Permission { path },
     }
 }
 
@@ -172,8 +221,7 @@ fn open_block(path: &Path, access: Access, rdev: u64) -> Result<Box<dyn Device>,
     let sector = rustix::fs::ioctl_blksszget(&file).map_err(|e| io_error(e.into()))?;
     if u64::from(sector) > BLOCK || !sector.is_power_of_two() {
         // A block would be less than the device can write at once, so a torn write would reach its neighbours.
-        let what = "a device with sectors of more than 4096 bytes";
-        return Err(OpenError::WrongKind { path: path.to_owned(), what });
+        return Err(OpenError::Sectors { path: path.to_owned(), sector });
     }
     Ok(Box::new(BlockTarget::new(file, path, len, Place::of(rdev, u64::from(sector))).holding(disk)))
 }

@@ -11,6 +11,7 @@ use std::ops::Range;
 use std::thread;
 
 use super::images::Images;
+use crate::parallel::start_or_do;
 
 /// Bytes that are looked up at once.
 pub(super) const WINDOW: usize = 32;
@@ -157,14 +158,14 @@ impl Index {
                     let start = (ids.start + thread * share).min(ids.end);
                     let ids = start..(start + share).min(ids.end);
                     let index = &*self;
-                    scope.spawn(move || index.gather(images, ids, total, size, gathered));
+                    start_or_do(scope, move || index.gather(images, ids, total, size, gathered));
                 }
             });
             let share = parts.len().div_ceil(threads);
             thread::scope(|scope| {
                 for (group, parts) in parts.chunks_mut(share).enumerate() {
                     let (index, gathered) = (&*self, &gathered);
-                    scope.spawn(move || {
+                    start_or_do(scope, move || {
                         for (number, part) in parts.iter_mut().enumerate() {
                             for entries in gathered.iter().filter_map(|all| all.get(group * share + number)) {
                                 index.insert(part, entries);

@@ -18,6 +18,7 @@ mod settle;
 #[cfg(test)]
 mod tests;
 
+use crate::parallel::start_or_do;
 use images::{Images, normalise};
 use index::Index;
 use settle::Span;
@@ -184,7 +185,7 @@ fn in_parallel<I: Sync, R: Send>(items: &[I], threads: usize, work: impl Fn(&I) 
     let results = Mutex::new(Vec::with_capacity(items.len()));
     thread::scope(|scope| {
         for _ in 0..threads.clamp(1, items.len().max(1)) {
-            scope.spawn(|| {
+            start_or_do(scope, || {
                 while let Some((number, item)) = Some(next.fetch_add(1, Ordering::Relaxed))
                     .and_then(|number| items.get(number).map(|item| (number, item)))
                 {

@@ -15,6 +15,8 @@ const LOOK: usize = 256 << 10;
 pub(crate) struct Canvas<'a> {
     device: &'a dyn Device,
     blank: bool,
+    /// Whether it is the target itself.
+    seen: bool,
     monitor: &'a dyn Monitor,
     began: AtomicBool,
     written: AtomicU64,
@@ -26,12 +28,17 @@ impl<'a> Canvas<'a> {
     /// On a device that holds anything.
     pub fn new(device: &'a dyn Device, monitor: &'a dyn Monitor) -> Self {
         let (began, written) = (AtomicBool::new(false), AtomicU64::new(0));
-        Self { device, blank: false, monitor, began, written, spare: Mutex::default() }
+        Self { device, blank: false, seen: true, monitor, began, written, spare: Mutex::default() }
+    }
+
+    /// On something that nobody sees yet, and that reads as what is below it: no target is changed.
+    pub fn unseen(device: &'a dyn Device, monitor: &'a dyn Monitor) -> Self {
+        Self { seen: false, ..Self::new(device, monitor) }
     }
 
     /// On a file that nobody sees yet, and that is one hole: what is zero stays so.
     pub fn blank(device: &'a dyn Device, monitor: &'a dyn Monitor) -> Self {
-        Self { blank: true, ..Self::new(device, monitor) }
+        Self { blank: true, ..Self::unseen(device, monitor) }
     }
 
     /// What it is built on.
@@ -84,7 +91,7 @@ impl<'a> Canvas<'a> {
 
     fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), DeviceError> {
         // What nobody sees yet is no change to a target.
-        if !self.began.swap(true, Ordering::SeqCst) && !self.blank {
+        if !self.began.swap(true, Ordering::SeqCst) && self.seen {
             self.monitor.writing();
         }
         if is_zero(bytes) {

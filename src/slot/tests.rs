@@ -9,6 +9,7 @@ use crate::delta::step::{Step, StepKind};
 use crate::delta::stream::Compression;
 use crate::delta::writer::{DeltaWriter, Identity, NewBatch};
 use crate::device::{DeviceError, MemoryDevice};
+use crate::message_rows::assert_row;
 use crate::monitor::Silent;
 use crate::units::{BLOCK, Extent};
 use std::io;
@@ -188,6 +189,7 @@ fn what_was_stopped_or_failed_says_so_and_is_finished_by_the_next_run() {
         assert_eq!(error.exit_code(), 3, "{error}");
         let text = error.to_string();
         assert!(text.contains(why) && text.contains("OLD is as it was"), "{text}");
+        assert_row(&text, if why.starts_with("reading") { "slot-unreliable" } else { "slot-stopped" });
         assert!(matches!(onto(&opened, &source, &inner, &go_on()), Ok(Outcome::Built { .. })));
         assert_eq!(inner.contents(), new);
     }

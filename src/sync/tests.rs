@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::device::{DeviceError, MemoryDevice};
+use crate::message_rows::assert_row;
 use crate::monitor::Silent;
 use crate::units::BLOCK;
 use std::path::PathBuf;
@@ -112,7 +113,8 @@ fn a_medium_that_keeps_nothing_is_found_out() {
     let failed = sync_to(&image, &device, &SyncOptions::default(), &Silent).unwrap_err();
     assert_eq!(failed.exit_code(), 3);
     let said = failed.to_string();
-    assert!(said.contains("between bytes 2097152 and 2359296") && said.contains("the medium is bad"), "{said}");
+    assert!(said.contains("between bytes 2097152 and 2359296"), "{said}");
+    assert_row(&said, "sync-unkept");
 }
 
 /// Writes the image while it is read.
@@ -131,11 +133,37 @@ fn an_image_that_is_written_meanwhile_is_no_success() {
     let device = MemoryDevice::new(noise(LEN), false);
     let failed = sync_to(&image, &device, &SyncOptions::default(), &Meddler(image.clone())).unwrap_err();
     assert_eq!(failed.exit_code(), 1, "nothing was written: {failed}");
-    assert!(failed.to_string().contains("while it was read"), "{failed}");
+    assert_row(&failed.to_string(), "sync-changed");
     let (_folder, image) = scene(&noise(LEN));
     let device = MemoryDevice::new(vec![0; LEN], false);
     let failed = sync_to(&image, &device, &SyncOptions::default(), &Meddler(image.clone())).unwrap_err();
     assert_eq!(failed.exit_code(), 3, "{failed}");
+    assert_row(&failed.to_string(), "sync-changed");
+}
+
+/// Writes a block of the image, once, when it is about to be read for the second time.
+struct LateMeddler(PathBuf);
+
+impl Monitor for LateMeddler {
+    fn phase(&self, name: &'static str, _total: u64) {
+        if name == "comparing, writing" {
+            let file = std::fs::OpenOptions::new().write(true).open(&self.0).unwrap();
+            std::os::unix::fs::FileExt::write_all_at(&file, b"meanwhile", 2 << 20).unwrap();
+        }
+    }
+}
+
+#[test]
+fn an_image_that_is_another_one_when_it_is_read_again_is_no_success() {
+    let bytes = noise(LEN);
+    let (folder, image) = scene(&bytes);
+    let mut old = bytes;
+    old[..4096].fill(0);
+    let device = MemoryDevice::new(old, false);
+    let options = SyncOptions { undo: Some(folder.path().join("undo")), ..SyncOptions::default() };
+    let failed = sync_to(&image, &device, &options, &LateMeddler(image.clone())).unwrap_err();
+    let row = assert_row(&failed.to_string(), "sync-inconstant");
+    assert!(row.codes.contains(&(failed.exit_code().into(), failed.code().into())), "{failed}");
 }
 
 #[test]

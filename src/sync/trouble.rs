@@ -44,6 +44,9 @@ impl Trouble {
     fn next(&self) -> &'static str {
         match self {
             Self::Stop => "Run the same command again to finish",
+            Self::Target(e) if e.is_full() => {
+                "Make room on the file system that it lies on, then run the same command again to finish"
+            }
             Self::Target(_) => {
                 "Check the medium and its cable ('dmesg' may tell more), then run the same command again to finish"
             }

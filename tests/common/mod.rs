@@ -4,6 +4,7 @@
 //! `mke2fs` fail where they would be skipped.
 #![allow(dead_code)] // each test binary uses its own part
 
+pub mod errors;
 mod pty;
 mod rng;
 pub mod schema;
@@ -50,10 +51,27 @@ pub struct Out {
 }
 
 impl Out {
-    /// Asserts the exit code.
+    /// Asserts the exit code; that of a failure must have said something that spec/errors.md explains.
     #[track_caller]
     pub fn code(self, expected: i32) -> Self {
         assert_eq!(self.code, expected, "exit code; it said:\n{}{}", self.out, self.err);
+        if (1..=4).contains(&expected) {
+            errors::assert_documented(&self.err, expected);
+        }
+        self
+    }
+
+    /// Asserts that it failed as a row of spec/errors.md says: message, exit code, and the code of `--json`, if that was
+    /// given.
+    #[track_caller]
+    pub fn row(self, name: &str) -> Self {
+        let row = errors::assert_row(&self.err, name);
+        let codes: Vec<&str> = row.codes.iter().filter(|(exit, _)| *exit == self.code).map(|(_, c)| &c[..]).collect();
+        assert!(!codes.is_empty(), "exit code {}, {name} has {:?}; it said:\n{}", self.code, row.codes, self.err);
+        if let Ok(json) = serde_json::from_str::<serde_json::Value>(&self.out) {
+            let code = json["error"]["code"].as_str();
+            assert!(code.is_some_and(|code| codes.contains(&code)), "error.code is {code:?}, {name} has {codes:?}");
+        }
         self
     }
 

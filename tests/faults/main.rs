@@ -1,6 +1,10 @@
 //! Faults that a library sees: every single operation on a target fails once, targets change under the run, the stick
 //! with the delta fails. What is said of it is true, and the same command finishes when the fault is gone.
 
+#[path = "../common/errors.rs"]
+#[allow(dead_code)]
+mod errors;
+mod fickle;
 mod meddled;
 mod operations;
 mod overlap;

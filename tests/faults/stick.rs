@@ -1,5 +1,6 @@
 //! The stick with the delta on it fails.
 
+use crate::errors::assert_row;
 use crate::{delta_of, noise, pair, patch};
 use blkpatch::delta::Delta;
 use blkpatch::delta::check::check_order;
@@ -66,6 +67,7 @@ fn a_delta_that_can_no_longer_be_read() {
                         code => {
                             stopped += 1;
                             assert_eq!(code, exit::STOPPED, "read {fails}: {e}");
+                            assert_row(&e.to_string(), "stopped-delta");
                         }
                     }
                 }
