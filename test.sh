@@ -4,8 +4,8 @@ set -euo pipefail
 cd "$(dirname "$0")"
 missing=
 for pair in mke2fs:e2fsprogs losetup:mount cmp:diffutils flock:util-linux qemu-storage-daemon:qemu-utils rdiff:rdiff \
-  sfdisk:fdisk sgdisk:gdisk partx:util-linux mkswap:util-linux mandoc:mandoc gzip:gzip xz:xz-utils \
-  zstd:zstd bzip2:bzip2; do
+  sfdisk:fdisk sgdisk:gdisk partx:util-linux mkswap:util-linux mandoc:mandoc man:man-db strip:binutils gzip:gzip \
+  xz:xz-utils zstd:zstd bzip2:bzip2; do
   command -v "${pair%%:*}" >/dev/null || missing="$missing ${pair##*:}"
 done
 if [ -n "$missing" ]; then

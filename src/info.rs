@@ -9,6 +9,7 @@ use crate::target::touched_parts;
 use crate::units::{BLOCK, PART};
 use serde::Serialize;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 
 /// Everything `info` says; with `--json` as it stands here.
 #[derive(Clone, Debug, Serialize)]
@@ -96,7 +97,7 @@ const MEMORY_LIMIT: u64 = 8 << 30;
 /// # Errors
 /// Where the delta is refused.
 pub fn info(path: &Path, monitor: &dyn Monitor) -> Result<Info, Error> {
-    Ok(describe(&open_delta_telling(path, MEMORY_LIMIT, monitor)?))
+    Ok(describe(&open_delta_telling(path, MEMORY_LIMIT, &AtomicBool::new(false), monitor)?))
 }
 
 fn describe(opened: &Opened) -> Info {

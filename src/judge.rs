@@ -100,7 +100,7 @@ pub fn judge(
     if !redo.contains(&true) && device.len() >= delta.header.new.len {
         return Ok(Survey { state: State::New, redo, tree: None });
     }
-    let lost = first_lost_source(device, delta, order, &redo)?;
+    let lost = first_lost_source(device, delta, order, &redo, stop, monitor)?;
     let state = match lost {
         Some(within) => {
             let progress = match progress(&delta.table, &intact) {
@@ -136,24 +136,31 @@ pub(crate) fn sources_in_turn(
     Ok(sources)
 }
 
-/// Compares the sources of all batches that must be done with their CRCs.
+/// Compares the sources of all batches that must be done with their CRCs. That may be most of the target.
 fn first_lost_source(
     device: &dyn Device,
     delta: &Delta,
     order: &CheckedOrder,
     redo: &[bool],
+    stop: &AtomicBool,
+    monitor: &dyn Monitor,
 ) -> Result<Option<Range<u64>>, SurveyError> {
+    monitor.phase("checking what the delta reads", order.source_blocks * BLOCK);
     let mut placement = order.placement();
     let mut reader = delta.steps()?;
     let mut steps = Vec::new();
     for ((index, batch), redo) in (0u64..).zip(delta.table.batches()).zip(redo) {
+        if stop.load(Ordering::Relaxed) {
+            return Err(SurveyError::Stop);
+        }
         let sources = sources_in_turn(delta, &mut placement, &mut reader, &mut steps, (index, batch))?;
         if *redo && let (Some(first), Some(last)) = (sources.home.first(), sources.home.last()) {
             let within = first.start..last.end;
-            if crc_of(device, sources.home.into_iter())? != batch.source_crc {
+            if crc_of(device, sources.home.iter().cloned())? != batch.source_crc {
                 return Ok(Some(within));
             }
         }
+        monitor.advance(sources.blocks.iter().map(|extent| extent.count * BLOCK).sum());
     }
     Ok(None)
 }

@@ -32,6 +32,7 @@ pub mod output;
 pub mod packed;
 mod parallel;
 pub mod patch;
+mod patient;
 pub mod plan;
 pub mod qcow2;
 mod reading;

@@ -10,14 +10,17 @@ use crate::judge::{Progress, judge};
 use crate::misplaced::{refuse_misplaced, suspicion};
 use crate::monitor::{Monitor, Silent};
 use crate::outlet::{input_name, is_standard};
+use crate::patient::Patient;
 use crate::spool::{Spooled, spool};
 use crate::target::{Mismatch, State, Survey, SurveyError, Verify, crc_of, reread_all, reread_touched, survey};
 use crate::undo::{Undo, refuse_target};
 use crate::units::{BLOCK, human};
 use std::fs::File;
+use std::io::Read;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// How to patch.
@@ -71,15 +74,26 @@ pub struct Opened {
 /// # Errors
 /// [`Error::Delta`], or a file that cannot be read.
 pub fn open_delta(path: &Path, memory_limit: u64) -> Result<Opened, Error> {
-    open_delta_telling(path, memory_limit, &Silent)
+    open_delta_telling(path, memory_limit, &AtomicBool::new(false), &Silent)
 }
 
-/// The same; `monitor` learns where a delta from standard input is kept.
-pub(crate) fn open_delta_telling(path: &Path, memory_limit: u64, monitor: &dyn Monitor) -> Result<Opened, Error> {
+/// The same, unless `stop` comes; `monitor` learns where a delta from standard input is kept.
+pub(crate) fn open_delta_telling(
+    path: &Path,
+    memory_limit: u64,
+    stop: &AtomicBool,
+    monitor: &dyn Monitor,
+) -> Result<Opened, Error> {
+    // Whatever failed then, it was the wish to stop.
+    read_delta(path, memory_limit, stop, monitor)
+        .map_err(|e| if stop.load(Ordering::Relaxed) { Error::Interrupted } else { e })
+}
+
+fn read_delta(path: &Path, memory_limit: u64, stop: &AtomicBool, monitor: &dyn Monitor) -> Result<Opened, Error> {
     monitor.phase(if is_standard(path) { "reading the delta" } else { "checking the delta" }, 0);
     let refused = |source| Error::Delta { path: input_name(path).to_owned(), source };
     let file = if is_standard(path) {
-        let Spooled { file, len, folder } = spool(std::io::stdin().lock(), input_name(path))?;
+        let Spooled { file, len, folder } = spool(standard_input(stop)?, input_name(path))?;
         let folder = folder.display();
         monitor.note(&format!("the delta, {len} bytes, is kept in {folder} until this program ends"));
         monitor.phase("checking the delta", 0);
@@ -88,9 +102,16 @@ pub(crate) fn open_delta_telling(path: &Path, memory_limit: u64, monitor: &dyn M
         crate::image::storage_kind(path)?;
         File::open(path).map_err(Error::io("open", path))?
     };
-    let delta = Delta::open(Arc::new(file), memory_limit).map_err(refused)?;
+    let delta = Delta::open_until(Arc::new(file), memory_limit, stop).map_err(refused)?;
     let order = check_order(&delta).map_err(refused)?;
     Ok(Opened { delta, order })
+}
+
+/// Standard input; a read that waits ends when `stop` comes.
+fn standard_input(stop: &AtomicBool) -> Result<impl Read, Error> {
+    let input = std::io::stdin().as_fd().try_clone_to_owned();
+    let file = File::from(input.map_err(Error::io("open", input_name(Path::new("-"))))?);
+    Ok(Patient { file, is_over: || stop.load(Ordering::Relaxed) })
 }
 
 /// Turns the old image on a target into the new one, in place.
@@ -104,7 +125,7 @@ pub fn patch(
     stop: &AtomicBool,
     monitor: &dyn Monitor,
 ) -> Result<PatchReport, Error> {
-    let opened = open_delta_telling(delta_path, options.memory_limit, monitor)?;
+    let opened = open_delta_telling(delta_path, options.memory_limit, stop, monitor)?;
     if let Some(label) = &opened.delta.label {
         monitor.note(&format!("the delta is labelled: {label}"));
     }

@@ -4,9 +4,13 @@
 use crate::delta::DeltaError;
 use crate::delta::header::{Header, announced_len};
 use crate::error::Error;
+use crate::units::human;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+
+/// What is tried, for messages.
+const KEEPING: &str = "keep the delta (TMPDIR may name another folder) in";
 
 /// A delta in a file without a name.
 #[derive(Debug)]
@@ -22,7 +26,7 @@ pub struct Spooled {
 /// Takes a delta from `input`, which `name` stands for in messages.
 ///
 /// # Errors
-/// What is no delta, or a newer one; a file that cannot be written, as where there is no room.
+/// What is no delta, or a newer one; a file that cannot be written, as where there is no room for what it announces.
 pub fn spool(mut input: impl Read, name: &Path) -> Result<Spooled, Error> {
     let refused = |source| Error::Delta { path: name.to_owned(), source };
     let reading = |e| refused(if is_end(&e) { DeltaError::NotADelta } else { DeltaError::Io(e) });
@@ -35,7 +39,8 @@ pub fn spool(mut input: impl Read, name: &Path) -> Result<Spooled, Error> {
     input.read_exact(&mut header[12..]).map_err(|e| if is_end(&e) { cut(12) } else { reading(e) })?;
     let expected = Header::decode(&header).map_err(refused)?.file_len();
     let folder = std::env::temp_dir();
-    let writing = Error::io("keep the delta (TMPDIR may name another folder) in", &folder);
+    has_room(&folder, expected)?;
+    let writing = Error::io(KEEPING, &folder);
     match store(&folder, &header, input.take(expected.saturating_sub(len.into()).saturating_add(1))) {
         Ok(file) => {
             let len = file.metadata().map_err(writing)?.len();
@@ -44,6 +49,18 @@ pub fn spool(mut input: impl Read, name: &Path) -> Result<Spooled, Error> {
         Err(Failure::Read(e)) => Err(refused(DeltaError::Io(e))),
         Err(Failure::Write(e)) => Err(writing(e)),
     }
+}
+
+/// Refuses what cannot fit before any of it fills the folder, which may be the memory of a small machine.
+fn has_room(folder: &Path, needed: u64) -> Result<(), Error> {
+    // Where the system does not tell, writing will. Root may use what is reserved, so all that is free counts.
+    let Ok(system) = rustix::fs::statvfs(folder) else { return Ok(()) };
+    let free = system.f_bfree.saturating_mul(system.f_frsize);
+    if system.f_blocks == 0 || needed <= free {
+        return Ok(());
+    }
+    let why = format!("it announces {}, and {} are free there", human(needed), human(free));
+    Err(Error::io(KEEPING, folder)(io::Error::new(io::ErrorKind::StorageFull, why)))
 }
 
 fn is_end(e: &io::Error) -> bool {

@@ -11,7 +11,7 @@ use crate::device::{Device, share_bytes};
 use crate::error::Error;
 use crate::monitor::Monitor;
 use crate::outlet::is_standard;
-use crate::patch::{Opened, PatchOptions, open_delta};
+use crate::patch::{Opened, PatchOptions, open_delta_telling};
 use crate::save::{DeltaFile, Rest, SaveError, identify, keep, threads};
 use crate::target::{State, Survey, Verify, survey};
 use crate::traces::has_traces;
@@ -132,9 +132,9 @@ impl Undo<'_> {
     fn look_at_existing(&self, begun: bool) -> Result<(), Error> {
         let other =
             "exists, and is not the undo delta of this patch on this target: give another name, or move it away";
-        let undo = match open_delta(self.file, self.options.memory_limit) {
+        let undo = match open_delta_telling(self.file, self.options.memory_limit, self.stop, self.monitor) {
             Ok(undo) => undo,
-            Err(e @ Error::Delta { source: DeltaError::Memory { .. }, .. }) => return Err(e),
+            Err(e @ (Error::Interrupted | Error::Delta { source: DeltaError::Memory { .. }, .. })) => return Err(e),
             Err(_) => return self.refuse(other),
         };
         if !self.fits(&undo) {

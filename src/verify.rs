@@ -20,10 +20,11 @@ pub fn verify(
     memory_limit: u64,
     monitor: &dyn Monitor,
 ) -> Result<State, Error> {
-    let opened = open_delta_telling(delta, memory_limit, monitor)?;
+    let never = AtomicBool::new(false); // a signal ends this verb at once
+    let opened = open_delta_telling(delta, memory_limit, &never, monitor)?;
     let device = open_target(target, Access::Read)?;
     check_size(&*device, &opened.delta)?;
-    let survey = survey(&*device, &opened.delta, &opened.order, how, &AtomicBool::new(false), monitor);
+    let survey = survey(&*device, &opened.delta, &opened.order, how, &never, monitor);
     let state = survey.map_err(|e| e.untouched(delta))?.state;
     if matches!(state, State::Neither(_))
         && let Err(Error::Misplaced { why, .. }) = refuse_misplaced(&*device, &opened)

@@ -210,6 +210,32 @@ fn a_device_that_a_loop_device_shows() {
 }
 
 #[test]
+fn a_file_that_two_loop_devices_show() {
+    if !loops("two loop devices over one file") {
+        return;
+    }
+    let scene = chain_scene();
+    let (delta, image, target) = (scene.path("delta"), scene.path("new"), scene.write("target", &scene.read("old")));
+    let pair = [(); 2].map(|()| Loop::attach(&target));
+    let refused = |one: &Loop, other: &Loop| {
+        let text = format!("the loop device {} shows the same bytes", other.path().display());
+        for args in [[&"patch" as &dyn AsRef<OsStr>, &delta, &one.path()], [&"sync", &image, &one.path()]] {
+            run(&args).code(1).row("in-use-twin").says(&text).says("Nothing was written");
+        }
+    };
+    refused(&pair[0], &pair[1]);
+    // The name is gone, and then leads elsewhere.
+    fs::remove_file(&target).unwrap();
+    refused(&pair[1], &pair[0]);
+    scene.write("target", &scene.read("old"));
+    run(&[&"patch", &delta, &target]).code(0);
+    let [first, second] = pair;
+    drop(second);
+    run(&[&"patch", &delta, &first.path()]).code(0);
+    assert_same(&first.read(), &scene.read("new"), "the file without a name");
+}
+
+#[test]
 fn a_disk_is_locked_until_after_the_last_check() {
     let Some(disks) = Disks::new("locks") else { return };
     let disk = disks.plugged_in(&disks.old);

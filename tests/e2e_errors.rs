@@ -420,7 +420,7 @@ fn overlays_that_are_too_large_for_qemu() {
     let scene = Scene::new();
     let (path, none) = (scene.write("overlay", b""), MemoryDevice::new(Vec::new(), false));
     let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
-    let failed = Overlay::new(&file, &path, &none, 3 << 50).finish(Named { name: b"old", format: b"raw" });
+    let failed = Overlay::new(&file, &path, &none, 3 << 50).finish(Some(Named { name: b"old", format: b"raw" }));
     errors::assert_row(&failed.unwrap_err().to_string(), "export-too-large");
 }
 

@@ -175,6 +175,40 @@ fn stopped_before_the_first_write_leaves_the_target_untouched_and_says_so() {
     assert!(said.code == 1 || said.code == -2, "{said:?}");
 }
 
+/// What the delta reads is checked batch by batch, which may be most of a disk. That it ends there, not behind it, shows
+/// in what is said: the target holds something else.
+#[test]
+fn stopped_while_it_checks_what_the_delta_reads() {
+    if !loops("stopping the check of the sources") {
+        return;
+    }
+    let half = 24 * MIB;
+    let old = random(83, 2 * half);
+    let new = [&old[half..], &old[..half]].concat();
+    let scene = Scene::new();
+    let (a, b, delta) = (scene.write("old", &old), scene.write("new", &new), scene.path("delta"));
+    run(&[&"diff", &"--level", &"1", &a, &b, &"-o", &delta]).code(0);
+    let device = Loop::attach(&scene.write("target", &old));
+    let wrong = half - 1;
+    device.write(wrong as u64, &[!old[wrong]]);
+    let written = device.bytes_written();
+    run(&[&"patch", &delta, &device.path()]).code(1).says("data that the delta builds on differs");
+    // A machine that is busy with other things may come too late.
+    let stopped = (0..5).any(|_| {
+        let mut child = start(&[&"--progress", &"json", &"patch", &delta, &device.path()]);
+        assert!(wait_for_line(&mut child, "checking what the delta reads"), "it never came to that");
+        for name in ["STOP", "INT", "CONT"] {
+            signal(&mut child, name); // while it stands still it cannot be done
+        }
+        finish(child, "patch").code(1).says("Nothing was written").err.contains("interrupted")
+    });
+    assert!(stopped, "the wish to stop was not heard while it was checked");
+    assert_eq!(device.bytes_written(), written);
+    device.write(wrong as u64, &old[wrong..=wrong]);
+    run(&[&"patch", &delta, &device.path()]).code(0);
+    assert_same(&device.read(), &new, "the device that was stopped before it was written");
+}
+
 /// Runs it until both signals, sent together when `reached` says so, end it at once: the first alone may come so late
 /// that it stops before the second is seen.
 #[track_caller]

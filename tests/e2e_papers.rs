@@ -5,9 +5,9 @@ mod common;
 #[path = "../examples/papers.rs"]
 mod papers;
 
-use common::{Scene, has, run, skip};
+use common::{Scene, has, is_root, run, skip, tool, tools};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The verbs that the binary's help lists.
@@ -158,4 +158,85 @@ fn bash_completes_a_verb_and_an_option() {
     };
     assert_eq!(complete("blkpatch ver", 1), "verify");
     assert_eq!(complete("blkpatch patch --dry", 2), "--dry-run");
+}
+
+// ------------------------------------------------------------------------------------------------- the package
+
+/// What Cargo.toml lists for the Debian package: files (the last name may have a `*`), where they go, mode.
+fn assets() -> Vec<[String; 3]> {
+    let manifest = read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"));
+    let lines = manifest.lines().skip_while(|line| *line != "assets = [").skip(1).take_while(|line| *line != "]");
+    let assets = lines.map(|line| serde_json::from_str(line.trim().trim_end_matches(',')).expect("an asset"));
+    assets.collect()
+}
+
+/// The files that a pattern stands for.
+fn matching(pattern: &Path) -> Vec<PathBuf> {
+    let name = pattern.file_name().expect("a name").to_string_lossy();
+    let Some((head, tail)) = name.split_once('*') else { return vec![pattern.to_owned()] };
+    let entries = fs::read_dir(pattern.parent().expect("a folder")).expect("listing a folder");
+    let fits = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with(head) && name.ends_with(tail)
+    };
+    entries.map(|entry| entry.expect("a file").path()).filter(fits).collect()
+}
+
+/// Packs what cargo-deb would pack, but for its control file and its dependencies.
+fn pack(scene: &Scene) -> PathBuf {
+    papers::write(&scene.path("papers")).expect("writing the papers");
+    let binary = scene.path("blkpatch");
+    tool("strip", &[&"-o", &binary, &env!("CARGO_BIN_EXE_blkpatch")]);
+    let root = scene.path("root");
+    for [from, to, mode] in assets() {
+        let from = match from.strip_prefix("target/papers/") {
+            Some(rest) => scene.path("papers").join(rest),
+            None if from == "target/release/blkpatch" => binary.clone(),
+            None => Path::new(env!("CARGO_MANIFEST_DIR")).join(&from),
+        };
+        let files = matching(&from);
+        assert!(!files.is_empty(), "nothing is {}", from.display());
+        for file in files {
+            let mut target = root.join(&to);
+            if to.ends_with('/') {
+                target.push(file.file_name().expect("a name"));
+            }
+            tool("install", &[&"-D", &"-m", &mode, &file, &target]);
+            if to.starts_with("usr/share/man/") {
+                tool("gzip", &[&"-9n", &target]);
+            }
+        }
+    }
+    let architecture = tool("dpkg", &[&"--print-architecture"]);
+    let control = format!(
+        "Package: blkpatch\nVersion: {}-1\nArchitecture: {architecture}\nMaintainer: nobody <nobody@example.org>\n\
+         Description: for a test\n",
+        env!("CARGO_PKG_VERSION")
+    );
+    fs::create_dir(root.join("DEBIAN")).expect("the control folder");
+    fs::write(root.join("DEBIAN/control"), control).expect("the control file");
+    let package = scene.path("blkpatch.deb");
+    tool("dpkg-deb", &[&"--root-owner-group", &"-Zgzip", &"-z1", &"--build", &root, &package]);
+    package
+}
+
+/// As packaging/test-deb does with the package that is shipped: installed in a scratch root, used, removed again.
+#[test]
+fn the_debian_package_installs_works_and_goes() {
+    let test = "the Debian package";
+    if !is_root() {
+        return skip(test, "needs root");
+    }
+    if !tools(test, &["dpkg", "dpkg-deb", "strip", "man"]) {
+        return;
+    }
+    let scene = Scene::new();
+    let package = pack(&scene);
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/test-deb");
+    let out = Command::new(script).arg(&package).env("LINTIAN", "no").output().expect("running packaging/test-deb");
+    let said = String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned();
+    assert!(out.status.success() && said.contains("the package installs, works and goes"), "{said}");
+    let changelog = read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/changelog"));
+    let version = format!("blkpatch ({}-1)", env!("CARGO_PKG_VERSION"));
+    assert!(changelog.starts_with(&version), "packaging/changelog does not begin with {version}");
 }

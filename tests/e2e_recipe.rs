@@ -59,11 +59,15 @@ impl Device {
     /// Calls the module with a state, as Mender does.
     #[track_caller]
     fn state(&self, state: &str) -> Out {
+        run_command(self.command(state))
+    }
+
+    fn command(&self, state: &str) -> Command {
         let module = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/mender/blkpatch");
         let mut command = Command::new(module);
         command.arg(state).arg(self.tree()).current_dir(self.tree()).stdin(Stdio::null());
         command.env("BLKPATCH_MENDER_CONF", self.scene.path("mender.conf"));
-        run_command(command)
+        command
     }
 
     /// `Download`, after which Mender has stored what the module left unread.
@@ -121,8 +125,8 @@ fn a_deployment_patches_and_commits() {
     assert_eq!(device.calls(), "stop start");
     assert_eq!(device.kept(), 1, "the undo file, until the commit");
     device.state("ArtifactCommit").code(0);
-    assert_eq!(device.kept(), 0, "nothing is kept after the commit");
     device.state("Cleanup").code(0);
+    assert_eq!(device.kept(), 0, "nothing is kept after the commit");
     assert_state(&device.scene.path("delta"), &target, "new");
     assert_same(&device.content(), &device.scene.read("new"), "the target");
 }
@@ -142,7 +146,59 @@ fn a_failed_check_rolls_back() {
     }
     device.state("ArtifactFailure").code(0);
     device.state("Cleanup").code(0);
-    assert_eq!((device.kept(), device.calls().as_str()), (0, "stop start stop start stop start"));
+    assert_eq!((device.kept(), device.calls().as_str()), (0, "stop start stop start start"));
+}
+
+/// What Mender does when the power fails while it commits.
+#[test]
+fn a_commit_that_was_cut_short_is_rolled_back() {
+    let device = device();
+    device.download();
+    for round in ["the module was done, and Mender does not know", "again"] {
+        device.state("ArtifactInstall").code(0);
+        device.state("ArtifactCommit").code(0);
+        device.state("ArtifactRollback").code(0);
+        assert_same(&device.content(), &device.scene.read("old"), round);
+    }
+    device.state("ArtifactFailure").code(0);
+    device.state("Cleanup").code(0);
+    assert_eq!(device.kept(), 0);
+}
+
+#[test]
+fn a_failed_rollback_keeps_the_way_back() {
+    let device = cut_short();
+    let failing = device.scene.write("failing", b"#!/bin/sh\nexit 3\n");
+    fs::set_permissions(&failing, fs::Permissions::from_mode(0o755)).expect("making it executable");
+    device.configure(&failing, "true");
+    device.state("ArtifactRollback").code(3);
+    device.state("ArtifactFailure").code(0);
+    let said = device.state("Cleanup").code(0).says("goes back");
+    assert_eq!(device.kept(), 1, "{said:?}");
+    // By hand, as it says.
+    let undo = fs::read_dir(device.scene.path("keep")).unwrap().next().unwrap().unwrap().path();
+    run(&[&"patch", &undo, &device.target]).code(0);
+    assert_same(&device.content(), &device.scene.read("old"), "the target");
+}
+
+/// Mender signals the whole group after a time; the module must not end before what it started, or the rollback would
+/// find the target in use.
+#[test]
+fn an_install_that_takes_too_long_ends_as_a_whole() {
+    let device = device();
+    device.download();
+    let log = device.scene.path("log").display().to_string();
+    let text = format!(
+        "#!/bin/sh\ntrap 'sleep 0.3; echo ended >>{log}; kill $!; exit 3' TERM\necho begun >>{log}\nsleep 60 & wait\n"
+    );
+    let slow = device.scene.write("slow", text.as_bytes());
+    fs::set_permissions(&slow, fs::Permissions::from_mode(0o755)).expect("making it executable");
+    device.configure(&slow, "true");
+    let mut child = device.command("ArtifactInstall").stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    kill_when(&mut child, || device.scene.path("log").exists());
+    signal(&mut child, "TERM");
+    finish(child, "the module").code(3);
+    assert_eq!(device.scene.read("log"), b"begun\nended\n", "what the module started goes on without it");
 }
 
 /// Installs with a program that is ended by the system when it writes part 9, after part 2 has been written.
@@ -195,9 +251,16 @@ fn a_refused_install_changes_nothing_and_an_old_undo_file_is_not_taken() {
     device.scene.write("keep/undo-0123.delta", &device.scene.read("delta"));
     device.state("ArtifactInstall").code(1).says("Nothing was written");
     device.state("ArtifactRollback").code(0);
-    device.state("Cleanup").code(0);
+    // It may be the only way back that somebody has, from a rollback that failed.
+    device.state("Cleanup").code(0).says("undo-0123.delta");
     before.still(&device.target);
-    assert_eq!((device.calls().as_str(), device.kept()), ("stop start start", 0));
+    assert_eq!((device.calls().as_str(), device.kept()), ("stop start start", 1));
+    // After a deployment that was committed it leads nowhere.
+    device.scene.write("target", &device.scene.read("old"));
+    for state in ["ArtifactInstall", "ArtifactCommit", "Cleanup"] {
+        device.state(state).code(0);
+    }
+    assert_eq!(device.kept(), 0);
 }
 
 #[test]

@@ -388,6 +388,12 @@ fn a_target_that_is_old_or_the_delta_is_refused() {
     build(&[], &delta, device.path(), second.path()).code(1).says("share bytes");
     assert_eq!(device.bytes_written() + second.bytes_written(), 0);
     before.still(&old);
+    // A file that has no name any more is one file still.
+    let nameless = scene.write("nameless", &scene.read("old"));
+    let pair = [(); 2].map(|()| Loop::attach(&nameless));
+    fs::remove_file(&nameless).unwrap();
+    build(&[], &delta, pair[0].path(), pair[1].path()).code(1).says("share bytes");
+    drop(pair);
     // Two slots in one file share none.
     let bytes = [&scene.read("old")[..], &random(109, 16 * PART)].concat();
     let both = scene.write("both", &bytes);

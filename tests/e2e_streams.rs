@@ -82,6 +82,41 @@ fn without_room_for_the_delta_nothing_happens() {
 }
 
 #[test]
+fn a_delta_that_cannot_fit_is_refused_before_it_fills_the_folder() {
+    use blkpatch::delta::header::Header;
+    let scene = scene();
+    let (delta, target) = (scene.read("delta"), scene.write("target", &scene.read("old")));
+    let len = u32::from_le_bytes(delta[8..12].try_into().unwrap()) as usize;
+    let mut header = Header::decode(&delta[..len]).unwrap();
+    header.sections.last_mut().unwrap().stored_len += 1 << 60;
+    header.sections.last_mut().unwrap().raw_len += 1 << 60;
+    let huge = [&header.encode(), &delta[len..], &[0; 3 * MIB]].concat();
+    for args in [[&"patch" as &dyn AsRef<OsStr>, &"-", &target], [&"verify", &"-", &target]] {
+        // Whoever does not look at what is announced takes all that comes, and then complains of the end.
+        let said = piped(&args, &huge).code(1).row("file-spool-full").says("1024.0 PiB").says("TMPDIR");
+        assert!(said.err.contains("Nothing was written") || args[0].as_ref() == "verify", "{}", said.err);
+    }
+    assert_same(&scene.read("target"), &scene.read("old"), "the target");
+}
+
+#[test]
+fn a_pipe_from_which_nothing_comes_can_be_left() {
+    let scene = scene();
+    let target = scene.write("target", &scene.read("old"));
+    for given in [0, 200] {
+        let mut command = command(&[&"--progress", &"json", &"patch", &"-", &target]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut pipe = child.stdin.take().unwrap();
+        pipe.write_all(&scene.read("delta")[..given]).unwrap();
+        assert!(wait_for_line(&mut child, "reading the delta"));
+        signal(&mut child, "INT");
+        finish(child, "patch").code(1).says("interrupted").says("Nothing was written");
+        drop(pipe);
+    }
+    assert_same(&scene.read("target"), &scene.read("old"), "the target");
+}
+
+#[test]
 fn outputs_can_go_to_a_pipe() {
     let scene = scene();
     let to = |args: &[&dyn AsRef<OsStr>], name: &str| {

@@ -12,6 +12,7 @@ use super::stream::{ReadAt, StreamReader, Stretch};
 use super::{DeltaError, header::Codec};
 use std::io::Read;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A delta whose bytes fit their digests. The order is not yet checked: see [`super::check::check_order`].
 pub struct Delta {
@@ -45,13 +46,25 @@ impl Delta {
     /// # Errors
     /// [`DeltaError`].
     pub fn open(source: Arc<dyn ReadAt>, memory_limit: u64) -> Result<Self, DeltaError> {
+        Self::open_until(source, memory_limit, &AtomicBool::new(false))
+    }
+
+    /// The same; given up with any error when `stop` comes, as reading it through may take long.
+    ///
+    /// # Errors
+    /// [`DeltaError`].
+    pub(crate) fn open_until(
+        source: Arc<dyn ReadAt>,
+        memory_limit: u64,
+        stop: &AtomicBool,
+    ) -> Result<Self, DeltaError> {
         let file_len = source.size().map_err(DeltaError::Io)?;
         let header = read_header(&source, file_len)?;
         let expected = header.file_len();
         if expected != file_len {
             return Err(DeltaError::WrongLength { expected, actual: file_len });
         }
-        check_sections(&source, &header)?;
+        check_sections(&source, &header, stop)?;
         let label = Label::read(&source, &header)?;
         let route_number = 0;
         let streams = Streams::of(&source, &header, route_number)?;
@@ -130,7 +143,7 @@ fn read_exact(source: &Arc<dyn ReadAt>, offset: u64, left: u64, buffer: &mut [u8
 }
 
 /// Compares every section with its digest. Kinds that occur twice for one route are refused.
-fn check_sections(source: &Arc<dyn ReadAt>, header: &Header) -> Result<(), DeltaError> {
+fn check_sections(source: &Arc<dyn ReadAt>, header: &Header, stop: &AtomicBool) -> Result<(), DeltaError> {
     let mut buffer = vec![0; 256 << 10];
     for (i, section) in header.sections.iter().enumerate() {
         let same = |other: &Section| other.kind == section.kind && other.route == section.route;
@@ -141,6 +154,9 @@ fn check_sections(source: &Arc<dyn ReadAt>, header: &Header) -> Result<(), Delta
         let mut stretch = Stretch { source: Arc::clone(source), offset: section.offset, left: section.stored_len };
         let mut hasher = blake3::Hasher::new();
         while stretch.left > 0 {
+            if stop.load(Ordering::Relaxed) {
+                return Err(DeltaError::Io(std::io::Error::other("asked to stop")));
+            }
             let n = stretch.read(&mut buffer).map_err(DeltaError::Io)?;
             hasher.update(&buffer[..n]);
         }

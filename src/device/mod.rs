@@ -7,6 +7,7 @@
 mod block;
 mod buffer;
 mod file;
+mod loops;
 mod memory;
 mod open;
 mod overlap;

@@ -1,5 +1,7 @@
 //! Opening a target: what it is, who else uses it, and how to say that it cannot be used.
 
+use super::loops::{loop_devices, shown_by};
+use super::overlap::{Storage, twin_of};
 use super::users::{System, user_of};
 use super::{BlockTarget, Device, FileTarget, Place};
 use crate::units::BLOCK;
@@ -207,7 +209,7 @@ fn open_block(path: &Path, access: Access, rdev: u64) -> Result<Box<dyn Device>,
         return Err(OpenError::ReadOnly { path: path.to_owned() });
     }
     if access.is_exclusive()
-        && let Some(by) = user_of(System::running(), rdev)
+        && let Some(by) = user_of(System::running(), rdev).or_else(|| twin(rdev))
     {
         return Err(OpenError::Busy { path: path.to_owned(), by });
     }
@@ -276,11 +278,15 @@ fn lock(file: &File, path: &Path, access: Access) -> Result<(), OpenError> {
 
 /// Whether a loop device is attached to the file, under whichever name.
 fn is_behind_a_loop_device(file: &std::fs::Metadata) -> bool {
-    let Ok(devices) = std::fs::read_dir("/sys/block") else { return false };
-    devices.flatten().any(|device| {
-        let Ok(path) = std::fs::read_to_string(device.path().join("loop/backing_file")) else { return false };
-        let backing = std::fs::metadata(path.trim_end_matches('\n'));
-        backing.is_ok_and(|backing| (backing.dev(), backing.ino()) == (file.dev(), file.ino()))
+    let file = Storage::of(file);
+    loop_devices().into_iter().any(|(_, device)| file.is_some() && shown_by(device) == file)
+}
+
+/// Where a loop device shows the same file as another one, whoever uses that would not know.
+fn twin(rdev: u64) -> Option<String> {
+    twin_of(rdev).map(|twin| {
+        let twin = twin.display();
+        format!("the loop device {twin} shows the same bytes (see 'losetup -d {twin}')")
     })
 }
 
@@ -296,4 +302,10 @@ pub(super) fn sysfs(rdev: u64, attribute: &str) -> Option<String> {
     let (major, minor) = (rustix::fs::major(rdev), rustix::fs::minor(rdev));
     let text = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/{attribute}")).ok()?;
     Some(text.trim().to_owned())
+}
+
+/// The number of a device, as sysfs writes it: `8:1`.
+pub(super) fn device_number(text: &str) -> Option<u64> {
+    let (major, minor) = text.split_once(':')?;
+    Some(rustix::fs::makedev(major.parse().ok()?, minor.parse().ok()?))
 }

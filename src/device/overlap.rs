@@ -1,19 +1,20 @@
 //! Whether two paths lead to the same bytes of storage, under whatever names: a device and its twin, a partition and its
 //! disk, a loop device and its file, a file and the device its file system is on, a mapped device and what lies below it.
 
-use super::open::sysfs;
+use super::loops::{loop_devices, shown_by};
+use super::open::{device_number, sysfs};
 use crate::output::folder_of;
 use std::fs::Metadata;
 use std::ops::Range;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// How many layers of devices are looked through.
 const LAYERS: u32 = 8;
 
 /// Something that holds bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Storage {
+pub(super) enum Storage {
     /// A regular file, by the device it lies on and its inode.
     File(u64, u64),
     /// A block device, by its number.
@@ -21,7 +22,8 @@ enum Storage {
 }
 
 impl Storage {
-    fn of(meta: &Metadata) -> Option<Self> {
+    /// What a name leads to, if it holds bytes.
+    pub fn of(meta: &Metadata) -> Option<Self> {
         let kind = meta.file_type();
         if kind.is_block_device() {
             return Some(Self::Block(meta.rdev()));
@@ -65,14 +67,29 @@ pub fn share_bytes(a: &Path, b: &Path) -> bool {
     a.iter().any(|a| b.iter().any(|b| a.meets(b)))
 }
 
+/// A loop device that shows bytes of a device's own storage, as where both show one file.
+pub(super) fn twin_of(rdev: u64) -> Option<PathBuf> {
+    let exact = |rdev| -> Vec<Place> {
+        layers(vec![Place::whole(Storage::Block(rdev), true)]).into_iter().filter(|place| place.exact).collect()
+    };
+    let mine = exact(rdev);
+    let below_me = |other| mine.iter().any(|place| place.storage == Storage::Block(other));
+    let others = loop_devices().into_iter().filter(|(_, other)| !below_me(*other));
+    let mut twins = others.filter(|(_, other)| exact(*other).iter().any(|place| mine.iter().any(|my| my.meets(place))));
+    twins.next().map(|(path, _)| path)
+}
+
 /// Where the bytes of a file or device lie, layer by layer.
 fn places(path: &Path) -> Vec<Place> {
-    let mut all = Vec::new();
     let top = match std::fs::metadata(path) {
         Ok(meta) => Storage::of(&meta).map(|storage| Place::whole(storage, true)),
         Err(_) => std::fs::metadata(folder_of(path)).ok().map(|meta| Place::whole(Storage::Block(meta.dev()), false)),
     };
-    let mut layer: Vec<Place> = top.into_iter().collect();
+    layers(top.into_iter().collect())
+}
+
+fn layers(mut layer: Vec<Place>) -> Vec<Place> {
+    let mut all = Vec::new();
     for _ in 0..LAYERS {
         let next = layer.iter().flat_map(below).collect();
         all.append(&mut layer);
@@ -93,10 +110,9 @@ fn below(place: &Place) -> Vec<Place> {
         let start = number("start").unwrap_or(0).saturating_mul(512);
         return device(&disk).map(|disk| place.within(disk, start, len)).into_iter().collect();
     }
-    if let Some(file) = sysfs(rdev, "loop/backing_file") {
-        let backing = std::fs::metadata(file).ok().and_then(|meta| Storage::of(&meta));
+    if let Some(shown) = shown_by(rdev) {
         let start = number("loop/offset").unwrap_or(0);
-        return backing.map(|backing| place.within(backing, start, len)).into_iter().collect();
+        return vec![place.within(shown, start, len)];
     }
     let (major, minor) = (rustix::fs::major(rdev), rustix::fs::minor(rdev));
     let slaves = std::fs::read_dir(format!("/sys/dev/block/{major}:{minor}/slaves"));
@@ -109,8 +125,7 @@ fn below(place: &Place) -> Vec<Place> {
 
 /// A block device by its number, as sysfs writes it: `8:1`.
 fn device(number: &str) -> Option<Storage> {
-    let (major, minor) = number.split_once(':')?;
-    Some(Storage::Block(rustix::fs::makedev(major.parse().ok()?, minor.parse().ok()?)))
+    device_number(number).map(Storage::Block)
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! Whether two paths lead to the same storage: an image must not be written over itself.
 
-use super::open::sysfs;
+use super::loops::shown_by;
+use super::open::{device_number, sysfs};
+use super::overlap::Storage;
 use std::fs::Metadata;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
@@ -29,8 +31,9 @@ fn shows(device: &Metadata, file: &Metadata) -> bool {
     if !device.file_type().is_block_device() {
         return false;
     }
-    let backing = sysfs(device.rdev(), "loop/backing_file").or_else(|| sysfs(device.rdev(), "../loop/backing_file"));
-    backing.and_then(|path| std::fs::metadata(path).ok()).is_some_and(|backing| is_same(&backing, file))
+    let disk = sysfs(device.rdev(), "partition").and_then(|_| device_number(&sysfs(device.rdev(), "../dev")?));
+    let shown = shown_by(disk.unwrap_or(device.rdev()));
+    shown.is_some() && shown == Storage::of(file)
 }
 
 /// Whether `part` is a partition of the disk `whole`.

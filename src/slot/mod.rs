@@ -86,7 +86,7 @@ pub fn patch_slot(
     monitor: &dyn Monitor,
 ) -> Result<SlotReport, Error> {
     let start = Instant::now();
-    let opened = open_delta_telling(delta_path, options.memory_limit, monitor)?;
+    let opened = open_delta_telling(delta_path, options.memory_limit, stop, monitor)?;
     check_apart(delta_path, old, target)?;
     // The target first: it may lock the disk on which both are partitions.
     let destination = Destination::open(target, if options.dry_run { Access::Inspect } else { Access::Write })?;

@@ -7,9 +7,9 @@ use super::work::End;
 use crate::device::AlignedBuffer;
 use crate::device::table::TABLE_LEN;
 use crate::packed::{HEAD, PackedError, Packing, Unpacker, promised};
+use crate::patient::{Over, Patient};
 use crate::reading::fill;
 use crate::sweep::CHUNK;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::fs::File;
 use std::io::{self, BufReader, Cursor, ErrorKind, Read};
 use std::sync::{Mutex, PoisonError};
@@ -17,43 +17,16 @@ use std::sync::{Mutex, PoisonError};
 /// Bytes that are read of a stream at once.
 const INPUT: usize = 256 << 10;
 
-/// The reading was given up.
-#[derive(Debug, thiserror::Error)]
-#[error("asked to stop")]
-struct Over;
-
-/// A pipe or a file, of which no read waits longer than the user, or a failure elsewhere, lets it.
-struct Patient<'a> {
-    file: File,
-    end: &'a End<'a>,
-}
-
-impl Read for Patient<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        const WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
-        loop {
-            if self.end.is_over() {
-                return Err(io::Error::other(Over));
-            }
-            let mut files = [PollFd::new(&self.file, PollFlags::IN)];
-            match poll(&mut files, Some(&WAIT)) {
-                Ok(0) | Err(rustix::io::Errno::INTR) => {}
-                _ => return self.file.read(buffer), // where waiting fails, reading will tell why
-            }
-        }
-    }
-}
-
 /// The start of a stream: enough to know what it is.
 pub(super) struct Head<'a> {
     bytes: Vec<u8>,
-    rest: Patient<'a>,
+    rest: Patient<Box<dyn Fn() -> bool + Send + 'a>>,
 }
 
 impl<'a> Head<'a> {
     /// Reads the start of a stream.
     pub fn read(file: File, end: &'a End<'a>) -> io::Result<Self> {
-        let mut rest = Patient { file, end };
+        let mut rest = Patient { file, is_over: Box::new(|| end.is_over()) as Box<dyn Fn() -> bool + Send> };
         let mut bytes = vec![0; HEAD];
         let len = fill(&mut rest, &mut bytes)?;
         bytes.truncate(len);

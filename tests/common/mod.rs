@@ -163,6 +163,23 @@ pub fn finish(mut child: Child, what: &str) -> Out {
     said
 }
 
+/// Reads what a child says on standard error up to a line with `text` in it; returns whether there was one. [`finish`]
+/// collects the rest.
+pub fn wait_for_line(child: &mut Child, text: &str) -> bool {
+    let source = child.stderr.as_mut().expect("standard error is a pipe");
+    let (mut line, mut byte) = (Vec::new(), [0]);
+    while source.read_exact(&mut byte).is_ok() {
+        line.push(byte[0]);
+        if byte == *b"\n" {
+            if String::from_utf8_lossy(&line).contains(text) {
+                return true;
+            }
+            line.clear();
+        }
+    }
+    false
+}
+
 /// Runs a tool of the system; its failure fails the test.
 #[track_caller]
 pub fn tool(program: &str, args: &[&dyn AsRef<OsStr>]) -> String {
