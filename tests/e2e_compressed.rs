@@ -232,10 +232,13 @@ fn what_is_cut_short_damaged_or_followed_by_something_is_refused() {
         let packed = pack(program, options, &new);
         let name = format!("packed.{name}");
         let cut = packed.len() - 3;
-        refused(&scene, &scene.write(&name, &packed[..cut]), &["ends too soon", "Copy it again"]);
+        let file = scene.write(&name, &packed[..cut]);
+        refused(&scene, &file, &["ends too soon", "Copy it again"]);
+        run(&[&"sign", &file, &"-o", &scene.path("out")]).code(1).row("packed-cut");
         let rest = [&packed[..], b"garbage"].concat();
         let place = format!("at its byte {}, something follows that is not {program}", packed.len());
         refused(&scene, &scene.write(&name, &rest), &[&place]);
+        run(&[&"sign", &scene.path(&name), &"-o", &scene.path("out")]).code(1).row("packed-garbage");
         if options.contains(&"--check=none") || options.contains(&"--no-check") {
             continue;
         }
@@ -243,16 +246,19 @@ fn what_is_cut_short_damaged_or_followed_by_something_is_refused() {
         let at = packed.len() / 2;
         damaged[at..at + 40].iter_mut().for_each(|byte| *byte ^= 0x5a);
         refused(&scene, &scene.write(&name, &damaged), &["is damaged near its byte", &format!("{program} -t")]);
+        run(&[&"sign", &scene.path(&name), &"-o", &scene.path("out")]).code(1).row("packed-damaged");
     }
     // What has the name only.
     let said = ["is not compressed, though its name says so", "--format raw"];
     refused(&scene, &scene.write("empty.xz", &new), &said);
+    run(&[&"sign", &scene.path("empty.xz"), &"-o", &scene.path("out")]).code(1).row("packed-by-name");
     refused(&scene, &scene.write("image", b"PK\x03\x04whatever"), &["zip archive"]);
     refused(&scene, &scene.write("image", b"\x04\x22\x4d\x18whatever"), &["compressed by lz4"]);
     // More memory than any machine gives.
     let mut wide = b"\x28\xb5\x2f\xfd\x00\xff".to_vec();
     wide.resize(100, 0);
     refused(&scene, &scene.write("wide", &wide), &["3.8 TiB of memory", "are allowed"]);
+    run(&[&"sign", &scene.path("wide"), &"-o", &scene.path("out")]).code(1).row("packed-memory");
 }
 
 #[test]
@@ -286,14 +292,14 @@ fn what_only_looks_compressed_is_raw_where_the_user_says_so_or_on_a_device() {
     let packed = scene.write("packed.gz", &pack("gzip", &[], &old));
     run(&[&"sync", &"--format", &"raw", &packed, &synced]).code(0);
     assert_same(&scene.read("synced"), &scene.read("packed.gz"), "what was synced");
-    run(&[&"diff", &"--format", &"xz,auto", &packed, &new_path, &"-o", &delta]).code(1).says("begins otherwise");
+    run(&[&"diff", &"--format", &"xz,auto", &packed, &new_path, &"-o", &delta]).code(1).row("packed-otherwise");
 
     if loops("devices that look compressed") {
         let device = Loop::attach(&old_path);
         run(&[&"diff", &device.path(), &device.path(), &"-o", &delta]).code(0);
         assert_eq!(info(&delta)["old"]["blake3"].as_str().unwrap(), blake3::hash(&old).to_hex().as_str());
         let said = run(&[&"sign", &"--format", &"gzip", &device.path(), &"-o", &scene.path("sig")]).code(1);
-        said.says("a device is always raw");
+        said.row("packed-device");
     }
 }
 
@@ -319,7 +325,7 @@ fn where_the_room_runs_out_it_says_so_and_what_to_do() {
         &[&"patch", &delta, &out, &"--old", &packed],
     ];
     for args in runs {
-        let said = run_in(&room, args).code(1).says("large.xz").says(&room.display().to_string());
+        let said = run_in(&room, args).code(1).row("packed-no-room").says("large.xz").says(&room.display().to_string());
         said.says("No space left").says("Set TMPDIR").says("says that it unpacks to 3.0 MiB");
         assert!(!out.exists());
     }
@@ -327,7 +333,7 @@ fn where_the_room_runs_out_it_says_so_and_what_to_do() {
     // tmpfs that takes room: without the check the system would end the program.
     let zeros = scene.write("zeros.zst", &pack("zstd", &["-q"], &vec![0; scaled(64, 512) * MIB]));
     let said = run_in(&room, &[&"sign", &zeros, &"-o", &out]).code(1);
-    said.says(&format!("{} bytes, which take 0 bytes of room", scaled(64, 512) * MIB)).says("it is a tmpfs");
+    said.says(&format!("{} bytes, which take 0 bytes of room", scaled(64, 512) * MIB)).row("packed-tmpfs");
     assert!(fs::read_dir(&room).unwrap().next().is_none(), "nothing is left there");
 }
 

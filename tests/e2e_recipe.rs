@@ -171,7 +171,7 @@ fn a_failed_rollback_keeps_the_way_back() {
     let failing = device.scene.write("failing", b"#!/bin/sh\nexit 3\n");
     fs::set_permissions(&failing, fs::Permissions::from_mode(0o755)).expect("making it executable");
     device.configure(&failing, "true");
-    device.state("ArtifactRollback").code(3);
+    assert_eq!(device.state("ArtifactRollback").code, 3);
     device.state("ArtifactFailure").code(0);
     let said = device.state("Cleanup").code(0).says("goes back");
     assert_eq!(device.kept(), 1, "{said:?}");
@@ -197,7 +197,7 @@ fn an_install_that_takes_too_long_ends_as_a_whole() {
     let mut child = device.command("ArtifactInstall").stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     kill_when(&mut child, || device.scene.path("log").exists());
     signal(&mut child, "TERM");
-    finish(child, "the module").code(3);
+    assert_eq!(finish(child, "the module").code, 3);
     assert_eq!(device.scene.read("log"), b"begun\nended\n", "what the module started goes on without it");
 }
 

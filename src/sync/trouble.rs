@@ -84,7 +84,10 @@ mod tests {
         let begun = corrupt().into_error("t".into(), Some(4096));
         assert_eq!(begun.exit_code(), 3);
         let said = begun.to_string();
-        assert!(said.contains("t: stopped after 4096 bytes had been written: a.gz is damaged"), "{said}");
+        assert!(
+            said.contains("t: stopped after 4096 bytes had been written: a.gz cannot be unpacked behind byte 5"),
+            "{said}"
+        );
         assert!(said.contains("holds neither") && said.contains("with a good image"), "{said}");
         assert_eq!(Trouble::Stop.into_error("t".into(), None).exit_code(), 1);
         assert_eq!(Trouble::Stop.into_error("t".into(), Some(0)).exit_code(), 3);
