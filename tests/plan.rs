@@ -83,24 +83,39 @@ fn permutations_beside_literals_and_zeros_keep_the_rules() {
     }
 }
 
-/// What moves a little way waits for its neighbours, all along. A few blocks of scratch cut that short.
+/// Barriers and blocks of scratch of an order for `blocks` blocks that all move up by `shift` bytes, with so many blocks
+/// zero behind them, and 20 new ones that stand apart.
+fn moved_up(blocks: u64, shift: u64, zeros: u64) -> (usize, u64) {
+    let len = blocks * BLOCK as u64;
+    let mut runs = vec![
+        Run { dst: 0, len: shift, source: Source::Literal },
+        Run { dst: shift, len: len - shift, source: Source::Copy { src: 0 } },
+    ];
+    let apart = |i: u64| Run { dst: len + (2 * i + 1) * BLOCK as u64, len: BLOCK as u64, source: Source::Literal };
+    runs.extend((0..20).map(apart));
+    let start = blocks + 50;
+    let new_len = (start + zeros) * BLOCK as u64;
+    let plan = plan(&Recipe::new(runs), new_len, new_len, |wanted| vec![Extent { start, count: wanted.min(zeros) }]);
+    let saves = plan.batches.iter().filter(|batch| batch.save).flat_map(|batch| &batch.extents);
+    (plan.batches.iter().filter(|batch| batch.barrier).count(), saves.map(|extent| extent.count).sum())
+}
+
+/// What moves a little way waits for its neighbours, all along. A few blocks of scratch cut that short; without cuts
+/// there is a barrier for every 20 blocks here, or nearly everything is saved.
 #[test]
 fn a_long_chain_is_cut_with_the_little_scratch_there_is() {
-    const BLOCKS: u64 = 16_384;
-    const ZEROS: u64 = 200;
-    let len = BLOCKS * BLOCK as u64;
     for shift in [20 * BLOCK as u64, 20 * BLOCK as u64 + 1234] {
-        let runs = vec![
-            Run { dst: 0, len: shift, source: Source::Literal },
-            Run { dst: shift, len: len - shift, source: Source::Copy { src: 0 } },
-        ];
-        let zeros = |wanted: u64| vec![Extent { start: BLOCKS, count: wanted.min(ZEROS) }];
-        let new_len = len + ZEROS * BLOCK as u64;
-        let plan = plan(&Recipe::new(runs), new_len, new_len, zeros);
-        let barriers = plan.batches.iter().filter(|batch| batch.barrier).count();
-        let saved: u64 =
-            plan.batches.iter().filter(|batch| batch.save).flat_map(|batch| &batch.extents).map(|e| e.count).sum();
-        // Without cuts there is a barrier for every 20 blocks, or nearly everything is saved.
+        let (barriers, saved) = moved_up(16_384, shift, 200);
         assert!(barriers <= 200 && saved <= 600, "shift {shift}: {barriers} barriers, {saved} blocks saved");
+    }
+}
+
+/// The more there is to save at a cut, the fewer cuts pay; and scratch that happens to be free must not keep a cut from
+/// getting the zeros that it needs.
+#[test]
+fn a_long_chain_is_cut_no_oftener_than_pays() {
+    for shift in [16, 1024] {
+        let (barriers, saved) = moved_up(65_536, shift * BLOCK as u64, 65_536);
+        assert!(barriers <= 100 && saved <= 6_000, "{shift} blocks: {barriers} barriers, {saved} blocks saved");
     }
 }

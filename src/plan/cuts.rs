@@ -7,9 +7,11 @@ use super::BARRIER_BLOCKS;
 use super::order::{Action, Schedule};
 use super::pieces::Pieces;
 use crate::units::count_blocks;
+use std::iter::successors;
 
 /// Steps between cuts that are tried where there is scratch for them; none is shorter than the last.
 const STEPS: [u32; 2] = [24, 12];
+const SHORTEST: u32 = STEPS[STEPS.len() - 1];
 /// From so many pieces on, only cuts are tried for which all scratch is taken: trying takes time.
 const MANY_PIECES: usize = 1 << 18;
 
@@ -50,6 +52,9 @@ impl Cut {
 pub fn worth_trying(pieces: &Pieces, schedule: &Schedule, more: impl Fn(u64) -> u64) -> Vec<(Cut, u64)> {
     let by_level = blocks_by_level(pieces, schedule);
     let levels = u32::try_from(by_level.len()).unwrap_or(u32::MAX);
+    if levels <= SHORTEST {
+        return Vec::new(); // without a look for scratch, which takes time
+    }
     // Saving costs at least so much: where that is more than all barriers, there is nothing to win.
     let pays = u64::from(levels).saturating_mul(BARRIER_BLOCKS);
     let all = schedule.free_at_start + more(pays.min(by_level.iter().sum()));
@@ -58,7 +63,8 @@ pub fn worth_trying(pieces: &Pieces, schedule: &Schedule, more: impl Fn(u64) -> 
     for width in [1, 2] {
         // Half of the scratch where other saves need some, too.
         let fitting = [all, all / 2].map(|most| fitting(&by_level, width, most));
-        for cut in often.iter().map(|step| Cut { step: *step, width }).chain(fitting) {
+        let often = often.iter().map(|step| Cut { step: *step, width });
+        for cut in often.chain(fitting).chain(cheapest(&by_level, width, all)) {
             let blocks = cut.blocks(&by_level);
             if cut.step < levels && (1..pays).contains(&blocks) && blocks <= all && found.iter().all(|(c, _)| *c != cut)
             {
@@ -82,14 +88,23 @@ fn blocks_by_level(pieces: &Pieces, schedule: &Schedule) -> Vec<u64> {
 
 /// The cut with the shortest step, of that width, that saves at most `most` blocks.
 fn fitting(by_level: &[u64], width: u32, most: u64) -> Cut {
-    let shortest = STEPS[STEPS.len() - 1];
-    let (mut low, mut high) = (shortest, u32::try_from(by_level.len()).unwrap_or(u32::MAX).max(shortest));
+    let (mut low, mut high) = (SHORTEST, u32::try_from(by_level.len()).unwrap_or(u32::MAX).max(SHORTEST));
     // That fewer cuts save less is nearly always so, which is enough.
     while low < high {
         let step = low + (high - low) / 2;
         if (Cut { step, width }).blocks(by_level) <= most { high = step } else { low = step + 1 }
     }
     Cut { step: low, width }
+}
+
+/// The cut that should cost least of those that save at most `most` blocks: what is saved is written twice, scratch and
+/// its zeros, and as many barriers stay as one chain has levels.
+fn cheapest(by_level: &[u64], width: u32, most: u64) -> Option<Cut> {
+    let levels = u32::try_from(by_level.len()).unwrap_or(u32::MAX);
+    let steps = successors(Some(SHORTEST), |step| step.checked_mul(2)).take_while(|step| *step < levels);
+    let cuts = steps.map(|step| Cut { step, width }).map(|cut| (cut, cut.blocks(by_level)));
+    let cost = |(cut, blocks): &(Cut, u64)| blocks.saturating_mul(2) + u64::from(cut.step) * BARRIER_BLOCKS;
+    cuts.filter(|(_, blocks)| *blocks <= most).min_by_key(cost).map(|(cut, _)| cut)
 }
 
 #[cfg(test)]

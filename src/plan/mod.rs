@@ -103,7 +103,9 @@ impl<F: Fn(u64) -> Vec<Extent>> Zeros<F> {
     fn first(&self, wanted: u64) -> Vec<Extent> {
         let mut known = self.known.borrow_mut();
         if known.0 < wanted {
-            *known = (wanted, (self.find)(wanted));
+            let found = (self.find)(wanted);
+            // Where there were fewer, these are all.
+            *known = (if count_blocks(&found) < wanted { u64::MAX } else { wanted }, found);
         }
         let mut left = wanted;
         let mut take = |extent: &Extent| {
@@ -136,8 +138,11 @@ fn cut_chains(
     zeros: &Zeros<impl Fn(u64) -> Vec<Extent>>,
 ) -> Option<Attempt> {
     let ahead = cut.pieces(&base.schedule);
-    let mut scratch = base.scratch.clone();
-    for wanted in [None, Some(count_blocks(&scratch) + blocks)] {
+    let (mut scratch, free) = (base.scratch.clone(), base.schedule.free_at_start);
+    let more = count_blocks(&scratch) + blocks.saturating_sub(free);
+    // With too little scratch only some of it would be saved ahead.
+    let tries = [(blocks <= free).then_some(None), Some(Some(more)), Some(Some(more + free))];
+    for wanted in tries.into_iter().flatten() {
         if let Some(wanted) = wanted {
             scratch = zeros.first(wanted);
         }
