@@ -236,6 +236,37 @@ fn a_file_that_two_loop_devices_show() {
 }
 
 #[test]
+fn a_loop_device_over_what_is_mounted() {
+    let Some(disks) = Disks::new("a loop device over a mounted device") else { return };
+    let disk = disks.plugged_in(&disks.old);
+    let at = disks.scene.path("mounted here");
+    let mount = Mount::new("ext4", &disk.parts[1], &at, "ro,noload");
+    let (start, len) = ((PARTS[0].0 * MIB).to_string(), (4 * MIB).to_string());
+    let text = format!("the device {} below it is mounted at {}", disk.parts[1].display(), at.display());
+    let refused = |shown: &Loop| refused_to_all(&disks, "in-use-below", shown.path(), &disk.device, &[&text]);
+    // The partition, the disk around it, and the disk by way of one more loop device.
+    refused(&Loop::attach(&disk.parts[1]));
+    let whole = Loop::attach(disk.device.path());
+    refused(&whole);
+    let further = Loop::attach(whole.path());
+    refused(&further);
+    drop(further);
+    drop(whole);
+    // Looking is allowed, and writing where the mounted partition does not lie: each partition for itself, or a stretch.
+    let first = Loop::attach(&disk.parts[0]);
+    assert_state(&disks.part_delta(), first.path(), "old");
+    run(&[&"patch", &"--dry-run", &disks.part_delta(), &first.path()]).code(0);
+    drop(first);
+    let stretch = Loop::attach_with(disk.device.path(), &["-o", &start, "--sizelimit", &len]);
+    run(&[&"sync", &"--yes", &disks.scene.path("p-new"), &stretch.path()]).code(0);
+    drop(stretch);
+    drop(mount);
+    let whole = Loop::attach(disk.device.path());
+    run(&[&"patch", &disks.delta(), &whole.path()]).code(0);
+    assert_same(&disk.device.read(), &disks.new, "the disk");
+}
+
+#[test]
 fn a_disk_is_locked_until_after_the_last_check() {
     let Some(disks) = Disks::new("locks") else { return };
     let disk = disks.plugged_in(&disks.old);

@@ -1,8 +1,8 @@
 //! Opening a target: what it is, who else uses it, and how to say that it cannot be used.
 
 use super::loops::{loop_devices, shown_by};
-use super::overlap::{Storage, twin_of};
-use super::users::{System, user_of};
+use super::overlap::{Storage, shown_below, twin_of};
+use super::users::{System, user_below, user_of};
 use super::{BlockTarget, Device, FileTarget, Place};
 use crate::units::BLOCK;
 use rustix::fs::{AtFlags, CWD, FlockOperation, OFlags, StatxAttributes, StatxFlags};
@@ -209,7 +209,7 @@ fn open_block(path: &Path, access: Access, rdev: u64) -> Result<Box<dyn Device>,
         return Err(OpenError::ReadOnly { path: path.to_owned() });
     }
     if access.is_exclusive()
-        && let Some(by) = user_of(System::running(), rdev).or_else(|| twin(rdev))
+        && let Some(by) = user_of(System::running(), rdev).or_else(|| twin(rdev)).or_else(|| below(rdev))
     {
         return Err(OpenError::Busy { path: path.to_owned(), by });
     }
@@ -288,6 +288,12 @@ fn twin(rdev: u64) -> Option<String> {
         let twin = twin.display();
         format!("the loop device {twin} shows the same bytes (see 'losetup -d {twin}')")
     })
+}
+
+/// Who uses what a loop device shows: the kernel asks only who holds the loop device itself.
+fn below(rdev: u64) -> Option<String> {
+    let shown = shown_below(rdev);
+    shown.iter().find_map(|shown| user_below(System::running(), shown.device, |part| shown.reaches(part)))
 }
 
 /// Whether a regular file lies where only devices belong: not in /dev/shm, which is a file system of its own.

@@ -70,7 +70,8 @@ pub fn share_bytes(a: &Path, b: &Path) -> bool {
 /// A loop device that shows bytes of a device's own storage, as where both show one file.
 pub(super) fn twin_of(rdev: u64) -> Option<PathBuf> {
     let exact = |rdev| -> Vec<Place> {
-        layers(vec![Place::whole(Storage::Block(rdev), true)]).into_iter().filter(|place| place.exact).collect()
+        let top = vec![Place::whole(Storage::Block(rdev), true)];
+        layers(top, below).into_iter().filter(|place| place.exact).collect()
     };
     let mine = exact(rdev);
     let below_me = |other| mine.iter().any(|place| place.storage == Storage::Block(other));
@@ -79,19 +80,50 @@ pub(super) fn twin_of(rdev: u64) -> Option<PathBuf> {
     twins.next().map(|(path, _)| path)
 }
 
+/// What a loop device shows, where that is a block device: the loop device does not hold it, so it may be in use.
+pub(super) struct Shown {
+    pub device: u64,
+    place: Place,
+}
+
+impl Shown {
+    /// Whether a partition of it has bytes that are shown.
+    pub fn reaches(&self, partition: u64) -> bool {
+        below(&Place::whole(Storage::Block(partition), true)).iter().any(|place| place.meets(&self.place))
+    }
+}
+
+/// The block devices that a device's bytes lie on by way of loop devices.
+pub(super) fn shown_below(rdev: u64) -> Vec<Shown> {
+    // What lies below a file is in use, of course: by the file system, through which the loop device writes.
+    let below_device = |place: &Place| match place.storage {
+        Storage::File(..) => Vec::new(),
+        Storage::Block(_) => below(place),
+    };
+    let is_loop = |place: &&Place| matches!(place.storage, Storage::Block(rdev) if shown_by(rdev).is_some());
+    let places = layers(vec![Place::whole(Storage::Block(rdev), true)], below_device);
+    let shown = places.iter().filter(is_loop).flat_map(below);
+    shown
+        .filter_map(|place| match place.storage {
+            Storage::Block(device) => Some(Shown { device, place }),
+            Storage::File(..) => None,
+        })
+        .collect()
+}
+
 /// Where the bytes of a file or device lie, layer by layer.
 fn places(path: &Path) -> Vec<Place> {
     let top = match std::fs::metadata(path) {
         Ok(meta) => Storage::of(&meta).map(|storage| Place::whole(storage, true)),
         Err(_) => std::fs::metadata(folder_of(path)).ok().map(|meta| Place::whole(Storage::Block(meta.dev()), false)),
     };
-    layers(top.into_iter().collect())
+    layers(top.into_iter().collect(), below)
 }
 
-fn layers(mut layer: Vec<Place>) -> Vec<Place> {
+fn layers(mut layer: Vec<Place>, below: impl Fn(&Place) -> Vec<Place>) -> Vec<Place> {
     let mut all = Vec::new();
     for _ in 0..LAYERS {
-        let next = layer.iter().flat_map(below).collect();
+        let next = layer.iter().flat_map(&below).collect();
         all.append(&mut layer);
         layer = next;
     }

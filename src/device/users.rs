@@ -1,5 +1,6 @@
 //! Who uses a block device, by name: the kernel only says that somebody does.
 
+use super::open::device_number;
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -26,6 +27,11 @@ struct Node {
 }
 
 impl Node {
+    fn of(system: System<'_>, rdev: u64) -> Option<Self> {
+        let number = format!("{}:{}", rustix::fs::major(rdev), rustix::fs::minor(rdev));
+        Self::at(fs::canonicalize(system.sys.join("dev/block").join(number)).ok()?)
+    }
+
     fn at(folder: PathBuf) -> Option<Self> {
         let number = fs::read_to_string(folder.join("dev")).ok()?.trim().to_owned();
         Some(Self { number, folder })
@@ -46,6 +52,12 @@ impl Node {
     fn partitions(&self) -> Vec<Self> {
         let folders = entries(&self.folder).into_iter().filter(|folder| folder.join("partition").exists());
         folders.filter_map(Self::at).collect()
+    }
+
+    /// The disk, for a partition.
+    fn disk(&self) -> Option<Self> {
+        let is_partition = self.folder.join("partition").exists();
+        self.folder.parent().filter(|_| is_partition).and_then(|folder| Self::at(folder.to_owned()))
     }
 
     fn attribute(&self, name: &str) -> Option<String> {
@@ -80,19 +92,28 @@ fn entries(folder: &Path) -> Vec<PathBuf> {
 /// Who uses a device, a partition of it, or the disk that it is a partition of, and what to do about it; `None` where
 /// nobody is known to.
 pub(super) fn user_of(system: System<'_>, rdev: u64) -> Option<String> {
-    let number = format!("{}:{}", rustix::fs::major(rdev), rustix::fs::minor(rdev));
-    let folder = fs::canonicalize(system.sys.join("dev/block").join(number)).ok()?;
-    let own = Node::at(folder)?;
+    let own = Node::of(system, rdev)?;
     let users = Users::read(system);
     if let Some(use_) = users.of(&own, 0) {
         return Some(format!("it is {use_}"));
     }
-    if own.folder.join("partition").exists() {
-        let disk = Node::at(own.folder.parent()?.to_owned())?;
+    if let Some(disk) = own.disk() {
         return users.of(&disk, 0).map(|use_| format!("the disk {} that it is a partition of is {use_}", disk.name()));
     }
     let mut partitions = own.partitions().into_iter();
     partitions.find_map(|part| users.of(&part, 0).map(|use_| format!("its partition {} is {use_}", part.name())))
+}
+
+/// Who uses a device that a loop device shows, the disk that it is a partition of, or a partition of it that the loop
+/// device `reaches`. Other loop devices do not count: they may show other bytes.
+pub(super) fn user_below(system: System<'_>, rdev: u64, reaches: impl Fn(u64) -> bool) -> Option<String> {
+    let own = Node::of(system, rdev)?;
+    let users = Users { loops: Vec::new(), ..Users::read(system) };
+    let partitions = own.partitions().into_iter().filter(|part| device_number(&part.number).is_some_and(&reaches));
+    let mut nodes: Vec<Node> = own.disk().into_iter().chain(partitions).collect();
+    nodes.insert(0, own);
+    let used = |node: &Node| users.of(node, 0).map(|use_| format!("the device {} below it is {use_}", node.name()));
+    nodes.iter().find_map(used)
 }
 
 /// What the system says of mounts and swap.
