@@ -72,7 +72,7 @@ pub enum Verb {
             From a signature whole blocks are found again, wherever they lie, but not content\n\
             that changed a little: such a delta is larger than one made from the old image.\n\n\
             Files compressed by gzip, xz, zstd or bzip2, recognised by their content, are\n\
-            unpacked first: beside DELTA, or in the folder that TMPDIR names.\n\n\
+            unpacked first: in the folder that TMPDIR names, else beside DELTA or in /tmp.\n\n\
             A file that begins like qcow2 and whose name ends in .qcow2 is read as qcow2,\n\
             with its backing files, which are named in a note. Where name and content\n\
             disagree it is refused: say which it is with '--format', and do not go by the\n\
@@ -108,7 +108,7 @@ pub enum Verb {
             not its name.\n\n\
             A file that begins like qcow2 and whose name ends in .qcow2 is read as qcow2,\nwith its backing files, \
             which are named in a note. Where name and content\ndisagree it is refused: say which it is with '--format'. \
-            Devices, pipes and\nTARGET are always raw.\n\n\
+            Devices, pipes and\nTARGET are never qcow2.\n\n\
             Exit codes: 0 done, or already equal; 1 refused or failed, target untouched;\n2 usage; 3 stopped after writing \
             began.\n\n\
             Examples:\n  sudo blkpatch sync v2.img /dev/sdX\n  sudo blkpatch sync v2.img.xz /dev/sdX\n  \
