@@ -443,3 +443,24 @@ fn stopped_or_killed_at_any_time_it_is_finished_by_the_next_run() {
         assert_same(&device.read(), &new, "the device that was stopped and finished");
     }
 }
+
+#[test]
+fn a_device_on_standard_input_is_never_unpacked() {
+    if !loops("a_device_on_standard_input_is_never_unpacked") {
+        return;
+    }
+    let scene = Scene::new();
+    let mut bytes = gzip(&random(40, MIB));
+    bytes.resize(2 * MIB, 0);
+    let device = Loop::attach(&scene.write("backing", &bytes));
+    let target = scene.write("target", b"");
+    let from_device = |format: &str| {
+        let mut command = command(&[&"sync", &"--format", &format, &"-", &target]);
+        command.stdin(File::open(device.path()).unwrap());
+        run_command(command)
+    };
+    from_device("gzip").code(1).row("packed-device");
+    assert_same(&scene.read("target"), b"", "the refused target");
+    from_device("auto").code(0);
+    assert_same(&scene.read("target"), &bytes, "the target");
+}
