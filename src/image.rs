@@ -22,8 +22,20 @@ pub struct Image {
     identity: Option<Identity>,
     /// The ranges that show another file or device at equal offsets: ascending.
     base: Option<(Identity, Vec<Range<u64>>)>,
+    /// Of a file that this process has made: how much room it takes, and how much more if all of it were read on a file
+    /// system that fills holes then.
+    room: Room,
     /// All the files that it is made from, where it is no map of one.
     watched: Vec<(PathBuf, Stamp)>,
+}
+
+/// Room on a disk, in bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Room {
+    /// What a file takes.
+    pub taken: u64,
+    /// What its holes would take.
+    pub holes: u64,
 }
 
 /// What tells a file or a device from others.
@@ -77,9 +89,11 @@ impl Image {
     /// # Errors
     /// The system's.
     pub fn of_file(file: File) -> std::io::Result<Self> {
-        let len = file.metadata()?.len();
+        let meta = file.metadata()?;
+        let (len, taken) = (meta.len(), meta.blocks().saturating_mul(512));
+        let room = Room { taken, holes: len.saturating_sub(taken) };
         let map = if len == 0 { None } else { Some(map(&file, len)?) };
-        Ok(Self { map, data: data_ranges(&file, len), ..Self::default() })
+        Ok(Self { map, data: data_ranges(&file, len), room, ..Self::default() })
     }
 
     /// Shows the base of an overlay in these ranges, which are holes of this image, ascending, and lie within both;
@@ -91,6 +105,7 @@ impl Image {
         for range in &ranges {
             let map = self.map.as_mut().ok_or(std::io::ErrorKind::InvalidInput)?;
             map_over(map, &base.file, range)?;
+            self.room.holes = self.room.holes.saturating_sub(range.end - range.start);
             let first = base.data.partition_point(|data| data.end <= range.start);
             let data = base.data[first..].iter().take_while(|data| data.start < range.end);
             self.data.extend(data.map(|data| data.start.max(range.start)..data.end.min(range.end)));
@@ -109,6 +124,11 @@ impl Image {
     /// The files that it is made from, where it is no map of one.
     pub(crate) fn files(&self) -> impl Iterator<Item = &Path> {
         self.watched.iter().map(|(path, _)| path.as_path())
+    }
+
+    /// Room that it takes, and would take, where this process has made the file.
+    pub(crate) fn room(&self) -> Room {
+        self.room
     }
 
     /// The ranges in which this image shows the other one, at equal offsets: ascending.

@@ -3,7 +3,7 @@
 use crate::device::{Access, Device, FileTarget, open_target};
 use crate::error::Error;
 use crate::format::{Format, Kind, kind_of};
-use crate::image::{Image, storage_kind};
+use crate::image::{Image, Room, storage_kind};
 use crate::monitor::Monitor;
 use crate::packed::file::{PackedFile, Unpacking};
 use crate::packed::memory_limit;
@@ -13,7 +13,6 @@ use crate::qcow2::map::open_chain;
 use crate::units::human;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -33,14 +32,16 @@ pub(crate) struct Opening<'a> {
 /// # Errors
 /// One that cannot be read or is refused, and a temporary file that cannot be written.
 pub(crate) fn open_image(path: &Path, format: Format, how: Opening<'_>) -> Result<Image, Error> {
-    match kind_of(path, format)? {
+    let image = match kind_of(path, format)? {
         Kind::Raw => Image::open(path),
         Kind::Qcow2 => open_chain(path, how),
         Kind::Packed(packing) => {
             let packed = PackedFile::open(path, packing)?;
             unpack_all(&[packed], how)?.pop().map_or_else(|| Image::open(path), Ok)
         }
-    }
+    }?;
+    check_holes(path, &[&image], how.folder)?;
+    Ok(image)
 }
 
 /// Opens two images; if both are compressed, they are unpacked at the same time.
@@ -49,13 +50,18 @@ pub(crate) fn open_image(path: &Path, format: Format, how: Opening<'_>) -> Resul
 /// As [`open_image`].
 pub(crate) fn open_pair(inputs: [(&Path, Format); 2], how: Opening<'_>) -> Result<(Image, Image), Error> {
     let [(old, old_format), (new, new_format)] = inputs;
+    // What is left for one need not be enough for both.
+    let checked = |images: (Image, Image)| {
+        check_holes(old, &[&images.0, &images.1], how.folder)?;
+        Ok(images)
+    };
     if let (Kind::Packed(a), Kind::Packed(b)) = (kind_of(old, old_format)?, kind_of(new, new_format)?) {
         let mut images = unpack_all(&[PackedFile::open(old, a)?, PackedFile::open(new, b)?], how)?;
         if let (Some(new), Some(old)) = (images.pop(), images.pop()) {
-            return Ok((old, new));
+            return checked((old, new));
         }
     }
-    Ok((open_image(old, old_format, how)?, open_image(new, new_format, how)?))
+    checked((open_image(old, old_format, how)?, open_image(new, new_format, how)?))
 }
 
 /// Unpacks compressed images, in order.
@@ -76,7 +82,6 @@ fn unpack_all(files: &[PackedFile], how: Opening<'_>) -> Result<Vec<Image>, Erro
         return Err(e);
     }
     let unpacked = unpacked.into_iter().collect::<Result<Vec<File>, Error>>()?;
-    check_holes(files, &unpacked, how.folder)?;
     let image = |(packed, file): (&PackedFile, File)| {
         let image = Image::of_file(file).map_err(Error::io("map", &packed.path))?;
         Ok(image.watching([(packed.path.as_path(), packed.stamp)].into_iter()))
@@ -85,21 +90,23 @@ fn unpack_all(files: &[PackedFile], how: Opening<'_>) -> Result<Vec<Image>, Erro
 }
 
 /// On a tmpfs a hole takes room as soon as it is read through a map, and where there is none the system ends the program.
-fn check_holes(files: &[PackedFile], unpacked: &[File], folder: &Path) -> Result<(), Error> {
+fn check_holes(name: &Path, images: &[&Image], folder: &Path) -> Result<(), Error> {
     const TMPFS: u64 = 0x0102_1994;
+    let sum = |bytes: fn(Room) -> u64| images.iter().fold(0u64, |sum, image| sum.saturating_add(bytes(image.room())));
+    let (taken, holes) = (sum(|room| room.taken), sum(|room| room.holes));
     let is_tmpfs = rustix::fs::statfs(folder).is_ok_and(|fs| fs.f_type as u64 == TMPFS);
-    let (Some(first), true) = (files.first(), is_tmpfs) else { return Ok(()) };
-    let metas = unpacked.iter().filter_map(|file| file.metadata().ok());
-    let (len, room) = metas.fold((0u64, 0u64), |(len, room), meta| (len + meta.len(), room + meta.blocks() * 512));
+    if holes == 0 || !is_tmpfs {
+        return Ok(());
+    }
     let free = rustix::fs::statvfs(folder).map_or(u64::MAX, |fs| fs.f_bavail.saturating_mul(fs.f_frsize));
-    if len.saturating_sub(room) <= free {
+    if holes <= free {
         return Ok(());
     }
     let why = "it is a tmpfs, where zeros that are read take room as well";
     Err(Error::NoRoom {
-        image: first.path.clone(),
+        image: name.to_owned(),
         folder: folder.to_owned(),
-        written: human(room),
+        written: human(taken),
         source: io::Error::new(io::ErrorKind::StorageFull, why),
     })
 }

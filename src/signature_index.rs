@@ -21,7 +21,7 @@ pub(crate) struct Sought {
 }
 
 impl Sought {
-    /// The blocks of a signature that are not zero; none, if they are longer than the `longest` bytes in which they
+    /// The whole blocks of a signature that are not zero; none, if they are longer than the `longest` bytes in which they
     /// would be looked for.
     ///
     /// # Errors
@@ -32,8 +32,11 @@ impl Sought {
         let mut numbers = Vec::new();
         if block_len <= longest {
             let zero = shape.entries(&vec![0; shape.block_len as usize]);
-            let wanted =
-                || signature.entries().chunks_exact(shape.entry()).zip(0u64..).filter(|(entry, _)| *entry != zero);
+            // A last block that is shorter is never found. Only a forged entry would be, as a whole block, which the image
+            // does not have there.
+            let whole = signature.image.map_or(u64::MAX, |image| image.len / block_len);
+            let is_wanted = |(entry, number): &(&[u8], u64)| *entry != zero && *number < whole;
+            let wanted = || signature.entries().chunks_exact(shape.entry()).zip(0u64..).filter(is_wanted);
             let count = wanted().count() as u64;
             let needed = signature.memory() + index_memory(count, shape.entry() as u64);
             if needed > memory || signature.blocks() > u64::from(u32::MAX) {
@@ -75,6 +78,7 @@ fn index_memory(count: u64, entry: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::digest::ImageId;
     use crate::signature::{HEADER, Shape};
 
     fn signature(shape: Shape, image: &[u8]) -> SignatureFile {
@@ -96,6 +100,16 @@ mod tests {
         assert_eq!(places(1024, 1024), None);
         let short = file.memory() + index_memory(3, 12) - 1;
         assert!(matches!(Sought::new(&file, 4096, short), Err(SignatureError::Memory { .. })));
+    }
+
+    #[test]
+    fn a_short_last_block_is_not_taken_for_a_whole_one() {
+        let shape = Shape { block_len: 512, strong_len: 8 };
+        let mut file = signature(shape, &[7; 3 * 512]);
+        for (len, found) in [(3 * 512, &[0, 1, 2][..]), (3 * 512 - 1, &[0, 1]), (2 * 512 + 1, &[0, 1])] {
+            file.image = Some(ImageId { len, crc: 0, blake3: [0; 32] });
+            assert_eq!(Sought::new(&file, 4096, 1 << 20).unwrap().numbers, found, "{len} bytes");
+        }
     }
 
     #[test]

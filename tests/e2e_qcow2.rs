@@ -418,6 +418,36 @@ fn what_cannot_be_read_is_refused_untouched() {
 }
 
 #[test]
+fn zeros_that_do_not_fit_into_a_tmpfs_are_refused_before_they_are_read() {
+    if !qemu("qcow2 on a tmpfs") {
+        return;
+    }
+    if !is_root() {
+        return skip("qcow2 on a tmpfs", "mounting a small tmpfs needs root");
+    }
+    let scene = Scene::new();
+    let room = scene.path("room");
+    let _tmpfs = Mount::new("tmpfs", Path::new("tmpfs"), &room, "size=3m");
+    let run_there = |args: &[&dyn AsRef<OsStr>]| {
+        let mut command = command(args);
+        command.env("TMPDIR", &room);
+        run_command(command)
+    };
+    // Read through a map they take room there; without the check the system would end the program.
+    let empty = create(&scene.path("empty.qcow2"), "", None, 64 * MIB);
+    run_there(&[&"sign", &empty, &"-o", &scene.path("out")]).code(1).row("packed-tmpfs").says("empty.qcow2");
+    assert!(!scene.path("out").exists());
+    // One fits, two do not.
+    let [a, b] = ["a.qcow2", "b.qcow2"].map(|name| create(&scene.path(name), "", None, 2 * MIB));
+    run_there(&[&"sign", &a, &"-o", &scene.path("out")]).code(0);
+    run_there(&[&"diff", &a, &b, &"-o", &scene.path("delta")]).code(1).row("packed-tmpfs");
+    // What the base shows takes none.
+    scene.write("base", &random(41, 64 * MIB));
+    let overlay = create(&scene.path("overlay.qcow2"), "", Some(("base", "raw")), 64 * MIB);
+    run_there(&[&"sign", &overlay, &"-o", &scene.path("signature")]).code(0);
+}
+
+#[test]
 fn chains_that_do_not_end_well_are_refused() {
     if !qemu("chains") {
         return;

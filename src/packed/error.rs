@@ -42,7 +42,7 @@ pub enum PackedError {
     },
     /// It needs too much memory.
     #[error(
-        "unpacking it takes {}, and at most {} are allowed (half of this machine's memory, up to 2 GiB). Unpack it on a \
+        "unpacking it takes {}, and at most {} are allowed (half of this machine's memory, up to 2 GiB, and for zstd a power of two). Unpack it on a \
          larger machine, or compress it with a smaller window",
         .needed.map_or_else(|| "too much memory".to_owned(), |bytes| format!("{} of memory", human(bytes))), human(*.limit)
     )]

@@ -12,6 +12,9 @@ const FOOTER: u64 = 12;
 /// Bytes that an index of an xz file may have here: some 100,000 blocks.
 const MOST_INDEX: u64 = 1 << 20;
 
+/// How many times its own size something may be that deflate has made.
+const MOST_DEFLATED: u64 = 1032;
+
 /// The least length that a compressed file says it unpacks to; `head` are its first bytes. `None` where it does not tell.
 pub(crate) fn promised(packing: Packing, head: &[u8], file: &File) -> Option<u64> {
     let size = || file.metadata().ok().filter(|meta| meta.is_file()).map(|meta| meta.len());
@@ -23,11 +26,12 @@ pub(crate) fn promised(packing: Packing, head: &[u8], file: &File) -> Option<u64
     }
 }
 
-/// The end of a gzip file: the length of its last member, modulo 2^32.
+/// The end of a gzip file: the length of its last member, modulo 2^32. Of a file that was cut short these are any bytes:
+/// what cannot be is not believed, so that unpacking tells what is wrong.
 fn gzip(file: &File, size: u64) -> Option<u64> {
     let mut len = [0; 4];
     file.read_exact_at(&mut len, size.checked_sub(4)?).ok()?;
-    Some(u32::from_le_bytes(len).into())
+    Some(u64::from(u32::from_le_bytes(len))).filter(|len| *len <= size.saturating_mul(MOST_DEFLATED))
 }
 
 /// The index at the end of an xz file: the lengths of all blocks of its last stream.
@@ -105,6 +109,9 @@ mod tests {
             assert!(matches!(promise(Packing::Xz, &damaged), None | Some(100_000)), "byte {at}");
         }
         assert_eq!(promise(Packing::Gzip, b"\x1f\x8b"), None);
+        let end = |len: u32| [&[0x1f; 996][..], &len.to_le_bytes()].concat();
+        assert_eq!(promise(Packing::Gzip, &end(1_032_000)), Some(1_032_000));
+        assert_eq!(promise(Packing::Gzip, &end(1_032_001)), None);
         assert_eq!(promise(Packing::Zstd, b"\x28\xb5\x2f\xfd"), None);
     }
 }

@@ -165,3 +165,18 @@ fn a_file_that_cannot_be_read_to_its_end_says_so() {
     let error = crate::error::Error::Packed { path: "image.gz".into(), packing: Packing::Gzip, at: 9, source };
     crate::message_rows::assert_row(&error.to_string(), "packed-io");
 }
+
+#[test]
+fn a_window_between_the_limit_and_its_power_of_two_takes_too_much_memory() {
+    // 1.5 MiB, 1 MiB + 128 KiB, and 1 MiB, which is the first that is allowed.
+    for (window, expected) in [(10 << 3 | 4, Some(3 << 19)), (10 << 3 | 1, Some(9 << 17)), (10 << 3, None)] {
+        let frame = [&b"\x28\xb5\x2f\xfd\x00"[..], &[window], &[0x19, 0, 0], b"one"].concat();
+        let mut all = Vec::new();
+        let mut unpacker = Unpacker::with_limit(&frame[..], Packing::Zstd, (2 << 20) - 1);
+        match (unpacker.read_to_end(&mut all).map_err(|e| unpacker.fault(e)), expected) {
+            (Err(PackedError::Memory { needed, limit }), Some(_)) => assert_eq!((needed, limit), (expected, 1 << 20)),
+            (Ok(_), None) => assert_eq!(all, b"one"),
+            (other, _) => panic!("{window}: {other:?}"),
+        }
+    }
+}

@@ -19,7 +19,14 @@ pub struct Unpacker<R> {
 impl<R: Read> Unpacker<R> {
     /// Unpacks from the start of a file.
     pub fn new(reader: R, packing: Packing) -> Self {
-        Self { input: Input::new(reader), packing, limit: memory_limit(), codec: None, within: false }
+        Self::with_limit(reader, packing, memory_limit())
+    }
+
+    /// As [`Unpacker::new`], in at most `limit` bytes of memory.
+    pub(super) fn with_limit(reader: R, packing: Packing, limit: u64) -> Self {
+        // zstd can be told powers of two only, and says of a larger window no more than that it fails.
+        let limit = if packing == Packing::Zstd { 1 << limit.max(1).ilog2() } else { limit };
+        Self { input: Input::new(reader), packing, limit, codec: None, within: false }
     }
 
     /// Bytes of the compressed file that are unpacked.

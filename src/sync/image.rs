@@ -142,8 +142,10 @@ impl<'a> Image<'a> {
         }
         let file = File::from(input.as_fd().try_clone_to_owned().map_err(Error::io("open", path))?);
         let meta = file.metadata().map_err(Error::io("read", path))?;
+        // A device that was redirected to it is one still: its content belongs to whoever uses it, and is not unpacked.
+        let medium = if meta.file_type().is_block_device() { Medium::Device } else { Medium::Pipe };
         let head = read_head(file, path, end)?;
-        let packing = match kind(path, head.bytes(), Medium::Pipe, format)? {
+        let packing = match kind(path, head.bytes(), medium, format)? {
             Kind::Packed(packing) => Some(packing),
             Kind::Raw | Kind::Qcow2 => None,
         };

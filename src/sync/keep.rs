@@ -96,7 +96,8 @@ fn new_file(path: &Path) -> Result<DeltaFile<'_>, Error> {
     if std::fs::symlink_metadata(path).is_ok() {
         return Err(Error::Unusable {
             path: path.to_owned(),
-            why: "exists: give the delta another name, or move that away",
+            why: "exists: if an interrupted run of this command made it, it is complete, and '--save-delta' can be left out; \
+                  else give the delta another name, or move that away",
         });
     }
     DeltaFile::create(path)

@@ -73,6 +73,48 @@ fn a_file_gets_the_length_of_the_image() {
     }
 }
 
+/// Panics where it is read at its start.
+struct Faulty(MemoryDevice);
+
+impl Device for Faulty {
+    fn name(&self) -> String {
+        self.0.name()
+    }
+    fn len(&self) -> u64 {
+        self.0.len()
+    }
+    fn set_len(&self, len: u64) -> Result<(), DeviceError> {
+        self.0.set_len(len)
+    }
+    fn read(&self, offset: u64, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        assert!(offset > 0, "a bug");
+        self.0.read(offset, bytes)
+    }
+    fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.0.write(offset, bytes)
+    }
+    fn write_zeros(&self, offset: u64, len: u64) -> Result<(), DeviceError> {
+        self.0.write_zeros(offset, len)
+    }
+    fn sync(&self) -> Result<(), DeviceError> {
+        self.0.sync()
+    }
+    fn forget_cache(&self) -> Result<(), DeviceError> {
+        self.0.forget_cache()
+    }
+}
+
+#[test]
+fn a_thread_that_panics_ends_those_that_wait_for_its_chunk() {
+    let bytes = noise(12 << 20);
+    let (folder, image) = scene(&bytes);
+    let device = Faulty(MemoryDevice::new(bytes, false));
+    let options =
+        SyncOptions { dry_run: true, save_delta: Some(folder.path().join("delta")), ..SyncOptions::default() };
+    let run = std::panic::AssertUnwindSafe(|| sync_to(&image, &device, &options, &Silent));
+    assert!(std::panic::catch_unwind(run).is_err());
+}
+
 /// Loses all writes behind an offset.
 struct Forgetful {
     inner: MemoryDevice,

@@ -37,6 +37,17 @@ impl<'a> End<'a> {
     }
 }
 
+/// Ends the others where a thread panics: they would wait for its chunk for ever.
+struct EndOnPanic<'a>(&'a End<'a>);
+
+impl Drop for EndOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.failed.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
 /// Takes an offset, a chunk of the image there, and as many bytes of the target.
 pub(super) type Observer<'a> = dyn Fn(u64, &[u8], &[u8]) -> Result<(), Trouble> + Sync + 'a;
 
@@ -96,6 +107,7 @@ impl Work<'_> {
     }
 
     fn work(&self) {
+        let _others = EndOnPanic(self.end);
         let (mut image, mut target) = (AlignedBuffer::default(), AlignedBuffer::default());
         while !self.end.is_over() {
             let done = self.source.next(&mut image).and_then(|piece| match piece {
