@@ -8,6 +8,7 @@ use std::fs::Metadata;
 use std::ops::Range;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// How many layers of devices are looked through.
 const LAYERS: u32 = 8;
@@ -69,6 +70,16 @@ pub fn share_bytes(a: &Path, b: &Path) -> bool {
 
 /// A loop device that shows bytes of a device's own storage, as where both show one file.
 pub(super) fn twin_of(rdev: u64) -> Option<PathBuf> {
+    // One that was detached stays for a moment where another program, such as this one, just looks at it.
+    const PATIENCE: (u32, Duration) = (10, Duration::from_millis(50));
+    for _ in 0..PATIENCE.0 {
+        twin_now(rdev)?;
+        std::thread::sleep(PATIENCE.1);
+    }
+    twin_now(rdev)
+}
+
+fn twin_now(rdev: u64) -> Option<PathBuf> {
     let exact = |rdev| -> Vec<Place> {
         let top = vec![Place::whole(Storage::Block(rdev), true)];
         layers(top, below).into_iter().filter(|place| place.exact).collect()
