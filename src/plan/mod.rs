@@ -141,7 +141,7 @@ fn cut_chains(
     let (mut scratch, free) = (base.scratch.clone(), base.schedule.free_at_start);
     let more = count_blocks(&scratch) + blocks.saturating_sub(free);
     // With too little scratch only some of it would be saved ahead.
-    let tries = [(blocks <= free).then_some(None), Some(Some(more)), Some(Some(more + free))];
+    let tries = [(blocks <= free).then_some(None), Some(Some(more)), (free > 0).then_some(Some(more + free))];
     for wanted in tries.into_iter().flatten() {
         if let Some(wanted) = wanted {
             scratch = zeros.first(wanted);
