@@ -6,21 +6,22 @@ use crate::delta::header::Kind;
 use crate::delta::label::Label;
 use crate::delta::route::region_log;
 use crate::delta::stream::{Compression, JOB};
-use crate::delta::writer::{DeltaWriter, Identity, NewBatch, WriteError};
+use crate::delta::writer::{DeltaWriter, Identity, NewBatch, NewTexts, WriteError};
 use crate::delta::{Delta, DeltaError};
 use crate::diff_signature::{Told, clipped, known_old, known_ranges, match_signature};
 use crate::digest::ImageId;
 use crate::error::Error;
 use crate::format::Format;
 use crate::image::Image;
-use crate::matcher::{self, Run};
+use crate::matcher;
 use crate::monitor::Monitor;
 use crate::opening::{Opening, open_image, open_pair};
 use crate::outlet::{Outlet, unpack_folder};
 use crate::plan::{self, Recipe, volatile_blocks};
+use crate::recode::{Recoding, recode};
 use crate::sign::read_signature;
 use crate::signature::SignatureFile;
-use crate::units::{BLOCK, Extent, blocks_touched, merge_extents};
+use crate::units::{BLOCK, Extent, merge_extents};
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::ops::Range;
@@ -202,29 +203,53 @@ pub(crate) fn check_output<'a>(output: &Path, mut inputs: impl Iterator<Item = &
     Ok(())
 }
 
+/// Batches, and what the deflated data in them are made of.
+struct Found<'a> {
+    batches: Vec<NewBatch>,
+    recoding: Option<Recoding<'a>>,
+}
+
 /// Matches and plans.
-fn find_batches(
-    old: View<'_>,
-    new: View<'_>,
+fn find_batches<'a>(
+    old: View<'a>,
+    new: View<'a>,
     comparison: &Comparison,
+    spool_dir: &Path,
     options: &DiffOptions,
     monitor: &dyn Monitor,
-) -> Vec<NewBatch> {
+) -> std::io::Result<Found<'a>> {
     let changed: Vec<Range<u64>> = comparison.changed.iter().map(|e| e.bytes(new.len())).collect();
     monitor.phase("matching", changed.iter().map(|r| r.end - r.start).sum());
     let matching = matcher::Options { memory: options.memory, threads: options.threads, level: options.level };
     // Not the holes that the file system tells: they may change while nobody writes.
     let old_data: Vec<Range<u64>> = bridged(&comparison.old_data).map(|e| e.bytes(old.len())).collect();
     let done = |bytes| monitor.advance(bytes);
-    let runs = matcher::find_runs_telling(old.bytes, &old_data, new.bytes, &changed, &matching, &done);
+    let mut runs = matcher::find_runs_telling(old.bytes, &old_data, new.bytes, &changed, &matching, &done);
+    monitor.phase("matching deflated data", 0);
+    let recoded = recode(old, new, &runs, &matching, spool_dir)?;
+    let recoding = recoded.map(|(recoding, recoded)| {
+        runs = recoded;
+        recoding
+    });
     monitor.phase("planning", 0);
-    plan_runs(runs, old.bytes, old.len(), new, comparison)
+    let recipe = Recipe::new(runs);
+    let recipe = match &recoding {
+        Some(recoding) => recipe.recoding(recoding),
+        None => recipe,
+    };
+    let batches = plan_recipe(recipe, old.bytes, old.len(), new, comparison);
+    Ok(Found { batches, recoding })
 }
 
-/// Plans runs that copy from `old`, of which zeros up to `zeros_to` may serve as scratch where they stay as they are.
-fn plan_runs(runs: Vec<Run>, old: &[u8], zeros_to: u64, new: View<'_>, comparison: &Comparison) -> Vec<NewBatch> {
-    let mut recipe = Recipe::new(runs);
-    recipe.avoid_sources(&volatile_blocks(old, &sources(recipe.runs())));
+/// Plans a recipe that copies from `old`, of which zeros up to `zeros_to` may serve as scratch where they stay as they are.
+fn plan_recipe(
+    mut recipe: Recipe<'_>,
+    old: &[u8],
+    zeros_to: u64,
+    new: View<'_>,
+    comparison: &Comparison,
+) -> Vec<NewBatch> {
+    recipe.avoid_sources(&volatile_blocks(old, &recipe.source_blocks()));
     let cheap: Vec<Extent> = recipe
         .self_references()
         .into_iter()
@@ -252,15 +277,6 @@ fn bridged(extents: &[Extent]) -> impl Iterator<Item = Extent> + '_ {
 fn merged(mut extents: Vec<Extent>) -> Vec<Extent> {
     merge_extents(&mut extents);
     extents
-}
-
-/// The old blocks that runs read: ascending, merged.
-fn sources(runs: &[Run]) -> Vec<Extent> {
-    let blocks = runs.iter().filter_map(|run| match run.source {
-        matcher::Source::Copy { src } | matcher::Source::Add { src } => Some(blocks_touched(&(src..src + run.len))),
-        matcher::Source::Literal | matcher::Source::Zero => None,
-    });
-    merged(blocks.collect())
 }
 
 fn block_bytes(image: &[u8], block: u64) -> &[u8] {
@@ -320,8 +336,10 @@ fn diff_compared(
     monitor: &dyn Monitor,
     out: &mut impl Write,
 ) -> Result<(), WriteError> {
-    let batches = find_batches(old, new, comparison, options, monitor);
-    let draft = Draft { old: old.bytes, unchanged: old, new, old_id: Some(comparison.old), batches: &batches };
+    let Found { batches, recoding } = find_batches(old, new, comparison, spool_dir, options, monitor)?;
+    let texts = recoding.as_ref().map(|recoding| recoding as &(dyn NewTexts + Sync));
+    let old_id = Some(comparison.old);
+    let draft = Draft { old: old.bytes, unchanged: old, new, old_id, batches: &batches, texts };
     write_delta(&draft, comparison, spool_dir, options, monitor, out)
 }
 
@@ -339,9 +357,10 @@ fn write_from_signature(
     monitor.phase("planning", 0);
     let known = known_ranges(&runs);
     let old = Image::of_file(known_old(&runs, new.bytes, spool_dir)?)?;
-    let mut batches = plan_runs(runs, old.bytes(), comparison.old.len, new, &comparison);
+    let mut batches = plan_recipe(Recipe::new(runs), old.bytes(), comparison.old.len, new, &comparison);
     batches.iter_mut().filter(|batch| batch.save).for_each(|save| save.saved = clipped(&save.saved, &known));
-    let draft = Draft { old: old.bytes(), unchanged: new, new, old_id: signature.image, batches: &batches };
+    let old_id = signature.image;
+    let draft = Draft { old: old.bytes(), unchanged: new, new, old_id, batches: &batches, texts: None };
     write_delta(&draft, &comparison, spool_dir, options, monitor, out)?;
     Ok(comparison)
 }
@@ -355,6 +374,7 @@ struct Draft<'a> {
     new: View<'a>,
     old_id: Option<ImageId>,
     batches: &'a [NewBatch],
+    texts: Option<&'a (dyn NewTexts + Sync)>,
 }
 
 fn write_delta(
@@ -380,7 +400,7 @@ fn write_delta(
         job: JOB,
     };
     let writer = DeltaWriter::new(draft.old, draft.new.bytes, &touched, spool_dir, compression);
-    let mut writer = writer.labelled(options.label.clone());
+    let mut writer = writer.labelled(options.label.clone()).with_texts(draft.texts);
     draft.batches.iter().try_for_each(|batch| {
         monitor.advance(blocks(batch) * BLOCK);
         writer.add(batch)

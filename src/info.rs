@@ -1,6 +1,7 @@
 //! `info`: what a delta is, what it touches, and what applying it takes.
 
 use crate::delta::header::{Codec, Kind};
+use crate::delta::step::StepKind;
 use crate::digest::{ImageId, hex};
 use crate::error::Error;
 use crate::monitor::Monitor;
@@ -62,7 +63,7 @@ pub struct ImageInfo {
 /// The steps of a kind.
 #[derive(Clone, Debug, Serialize)]
 pub struct StepInfo {
-    /// literal, copy, add, zero, copy-new or add-new.
+    /// As in table 6.1 of the format.
     pub kind: &'static str,
     /// How many.
     pub count: u64,
@@ -103,8 +104,7 @@ pub fn info(path: &Path, monitor: &dyn Monitor) -> Result<Info, Error> {
 fn describe(opened: &Opened) -> Info {
     let Opened { delta, order } = opened;
     let counts = &delta.route.counts;
-    let names = ["literal", "copy", "add", "zero", "copy-new", "add-new"];
-    let steps = names.iter().zip(order.steps.iter().zip(order.step_bytes));
+    let steps = StepKind::ALL.into_iter().map(StepKind::name).zip(order.steps.iter().zip(order.step_bytes));
     let sections = delta.header.sections.iter().map(|section| SectionInfo {
         name: section.kind.map_or("unknown", Kind::name),
         stored_bytes: section.stored_len,

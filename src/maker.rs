@@ -1,14 +1,19 @@
 //! Makes the bytes of data batches from the columns of a delta, in order (spec, chapter 6).
 
+use crate::deflate::pack;
 use crate::delta::difference::DifferenceReader;
 use crate::delta::step::{Step, StepKind};
 use crate::delta::stream::StreamReader;
+use crate::delta::text::OldTexts;
 use crate::delta::{Delta, DeltaError};
 
 /// The columns that steps take their bytes from.
 pub(crate) struct Maker {
     differences: DifferenceReader,
     literals: StreamReader,
+    texts: OldTexts,
+    /// The new text of a deflate step.
+    text: Vec<u8>,
 }
 
 impl Maker {
@@ -17,13 +22,14 @@ impl Maker {
     /// # Errors
     /// Where a decompressor cannot be set up.
     pub fn new(delta: &Delta) -> Result<Self, DeltaError> {
-        Ok(Self { differences: delta.differences()?, literals: delta.literals()? })
+        let (differences, literals) = (delta.differences()?, delta.literals()?);
+        Ok(Self { differences, literals, texts: OldTexts::default(), text: Vec::new() })
     }
 
     /// Makes the bytes of the next batch, which `steps` tile. `fetch` fills in the source of a step that reads.
     ///
     /// # Errors
-    /// Where the delta cannot be read any more, or `fetch` fails.
+    /// Where the delta cannot be read any more, `fetch` fails, or deflated data are not what the delta says.
     pub fn make(
         &mut self,
         steps: &[Step],
@@ -31,21 +37,54 @@ impl Maker {
         mut fetch: impl FnMut(&Step, &mut [u8]) -> Result<(), DeltaError>,
     ) -> Result<(), DeltaError> {
         self.differences.start_batch();
-        let mut rest = output;
-        for step in steps {
+        self.texts.start_batch();
+        let (mut rest, mut steps) = (output, steps);
+        while let Some((step, others)) = steps.split_first() {
+            steps = others;
+            if step.kind == StepKind::Unpack {
+                self.texts.unpack(step, |source| fetch(step, source))?;
+                continue;
+            }
             let (target, others) = std::mem::take(&mut rest).split_at_mut(step.len as usize);
             rest = others;
-            if step.kind == StepKind::Zero {
-                target.fill(0);
-            } else if step.kind == StepKind::Literal {
-                self.literals.fill(target)?;
-            } else {
-                fetch(step, target)?;
-                if step.kind.adds() {
-                    self.differences.add_to(step.src, step.dst, target)?;
+            match step.kind {
+                StepKind::Zero => target.fill(0),
+                StepKind::Literal => self.literals.fill(target)?,
+                StepKind::Deflate => {
+                    let (text, others) = steps.split_at(steps.iter().take_while(|step| step.kind.is_text()).count());
+                    steps = others;
+                    self.deflate(step, text, target)?;
+                }
+                _ => {
+                    fetch(step, target)?;
+                    if step.kind.adds() {
+                        self.differences.add_to(step.src, step.dst, target)?;
+                    }
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Makes a new text, and of it the deflated bytes.
+    fn deflate(&mut self, step: &Step, text: &[Step], target: &mut [u8]) -> Result<(), DeltaError> {
+        self.text.clear();
+        for part in text {
+            let from = self.text.len();
+            self.text.resize(from + part.len as usize, 0);
+            let made = &mut self.text[from..];
+            if part.kind == StepKind::TextLiteral {
+                self.literals.fill(made)?;
+            } else {
+                made.copy_from_slice(self.texts.get(part)?);
+                if part.kind.adds() {
+                    self.differences.add_to(part.src, part.dst, made)?;
+                }
+            }
+        }
+        self.texts.close();
+        let bytes = pack(&self.text, step.src as u32, target.len());
+        target.copy_from_slice(&bytes.map_err(|_| DeltaError::Malformed("a text that cannot be deflated"))?);
         Ok(())
     }
 
@@ -55,7 +94,7 @@ impl Maker {
     /// Where the delta cannot be read any more.
     pub fn skip(&mut self, steps: &[Step]) -> Result<(), DeltaError> {
         for step in steps {
-            if step.kind == StepKind::Literal {
+            if step.kind.is_literal() {
                 self.literals.skip(step.len)?;
             } else if step.kind.adds() {
                 self.differences.skip(step.len)?;

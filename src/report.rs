@@ -212,7 +212,7 @@ fn describe_info(info: &Info, out: &mut String) -> std::fmt::Result {
     writeln!(out, "reads    {} bytes of sources", info.source_bytes)?;
     writeln!(out, "memory   {} at the most", human(info.memory_bytes))?;
     for step in info.steps.iter().filter(|step| step.count > 0) {
-        writeln!(out, "steps    {:8} {:>10} make {:>14} bytes", step.kind, step.count, step.bytes)?;
+        writeln!(out, "steps    {:12} {:>10} make {:>14} bytes", step.kind, step.count, step.bytes)?;
     }
     for s in &info.sections {
         writeln!(out, "section  {:16} {:>12} bytes, {:>12} raw", s.name, s.stored_bytes, s.raw_bytes)?;

@@ -6,7 +6,9 @@ use blkpatch::delta::Delta;
 use blkpatch::delta::batch::{BatchKind, BatchTable};
 use blkpatch::delta::header::{Codec, FIXED_LEN, Header, Kind, NO_ROUTE, Section};
 use blkpatch::delta::route::Counts;
+use blkpatch::delta::step::StepKind;
 use blkpatch::units::Extent;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
@@ -20,7 +22,7 @@ fn good() -> Vec<u8> {
 }
 
 /// (file, what the message must say)
-const REFUSED: [(&str, &str); 23] = [
+const REFUSED: [(&str, &str); 28] = [
     ("bad-magic.delta", "not a blkpatch delta"),
     ("bad-text-mode.delta", "text-mode transfer"),
     ("bad-header-bit.delta", "the header does not match its digest"),
@@ -40,6 +42,11 @@ const REFUSED: [(&str, &str); 23] = [
     ("bad-difference.delta", "difference value"),
     ("bad-pack-lengths.delta", "the lengths in the pack"),
     ("bad-pack-alone.delta", "a route with a pack has other sections"),
+    ("bad-deflate-bit.delta", "step kind"),
+    ("bad-text-kind.delta", "step kind"),
+    ("bad-text-length.delta", "bytes of new text"),
+    ("bad-text-source.delta", "text source"),
+    ("bad-unpack-start.delta", "start of unpacking"),
     ("unsupported-version.delta", "newer blkpatch"),
     ("unsupported-feature.delta", "newer blkpatch"),
     ("unsupported-section.delta", "newer blkpatch"),
@@ -161,6 +168,25 @@ fn edited(change: impl FnOnce(&mut Parts)) -> Vec<u8> {
     parts.assemble()
 }
 
+/// Where each varint of a column begins.
+fn numbers(column: &[u8]) -> Vec<usize> {
+    let ends = column.iter().enumerate().filter(|(_, byte)| **byte < 0x80).map(|(i, _)| i + 1);
+    std::iter::once(0).chain(ends).collect()
+}
+
+/// How many step lengths stand before the first step of a kind: unpack and deflate have three, others one.
+fn lengths_before(parts: &mut Parts, kind: StepKind) -> usize {
+    let kinds = parts.column(Kind::StepKinds).iter().take_while(|k| **k != kind as u8);
+    kinds.map(|k| if [6, 7].contains(k) { 3 } else { 1 }).sum()
+}
+
+fn deflate_edited(change: impl FnOnce(&mut Parts)) -> Vec<u8> {
+    let good = std::fs::read(testdata().join("good-deflate.delta")).expect("testdata/good-deflate.delta");
+    let mut parts = Parts::of(&good);
+    change(&mut parts);
+    parts.assemble()
+}
+
 fn reordered(change: impl FnOnce(&mut Vec<TestBatch>)) -> Vec<u8> {
     let parts = Parts::of(&good());
     let mut batches = parts.batches();
@@ -236,6 +262,34 @@ fn make(name: &str) -> Vec<u8> {
                 &[(Kind::Route, delta.route.encode()), (Kind::Pack, plain[pack..].to_vec())],
             );
         }
+        "bad-deflate-bit.delta" => return deflate_edited(|p| p.header.deflate = false),
+        // A text-literal where no deflate stands before it.
+        "bad-text-kind.delta" => return deflate_edited(|p| p.column(Kind::StepKinds)[0] = 8),
+        "bad-text-length.delta" => {
+            return deflate_edited(|p| {
+                let i = lengths_before(p, StepKind::Deflate) + 2;
+                let lengths = p.column(Kind::StepLengths);
+                let at = numbers(lengths);
+                lengths.splice(at[i]..at[i + 1], [0x81, 0x80, 0x08]).for_each(drop);
+            });
+        }
+        "bad-text-source.delta" => {
+            return deflate_edited(|p| {
+                let kinds = p.column(Kind::StepKinds).iter().take_while(|kind| ![9, 10].contains(*kind));
+                let i = kinds.filter(|kind| ![0, 3, 7, 8].contains(*kind)).count();
+                let sources = p.column(Kind::StepSources);
+                let at = numbers(sources);
+                sources.splice(at[i]..at[i + 1], [0x80, 0x80, 0x80, 0x08]).for_each(drop);
+            });
+        }
+        "bad-unpack-start.delta" => {
+            return deflate_edited(|p| {
+                let i = lengths_before(p, StepKind::Unpack) + 1;
+                let lengths = p.column(Kind::StepLengths);
+                let at = numbers(lengths);
+                lengths.splice(at[i]..at[i + 1], [1]).for_each(drop);
+            });
+        }
         "good-sections.delta" => return Parts::of(&plain).assemble(),
         "good-label.delta" => return labelled("golden example 1 → 2".as_bytes()),
         "good-label-unshown.delta" => return labelled(b"\x1b[2Jgolden"),
@@ -286,13 +340,15 @@ fn blkpatch(args: &[&std::ffi::OsStr]) -> Output {
 fn every_golden_file_gets_its_verdict() {
     let folder = tempfile::tempdir().expect("a folder");
     let target = folder.path().join("target.img");
-    let old = std::fs::read(testdata().join("good-example.old")).expect("old");
+    let olds = ["good-example.old", "good-deflate.old"].map(|name| std::fs::read(testdata().join(name)).expect("old"));
     for (name, message) in REFUSED {
+        let deflated = ["deflate", "text", "unpack"].iter().any(|word| name.starts_with(&format!("bad-{word}-")));
+        let old = &olds[usize::from(deflated && name != "bad-text-mode.delta")];
         let path = testdata().join(name);
         if std::env::var_os("BLKPATCH_BLESS").is_some() {
             std::fs::write(&path, make(name)).expect("testdata is writable");
         }
-        std::fs::write(&target, &old).expect("target");
+        std::fs::write(&target, old).expect("target");
         for verb in ["patch", "verify"] {
             let out = blkpatch(&[verb.as_ref(), path.as_ref(), target.as_ref()]);
             let text = String::from_utf8_lossy(&out.stderr);
@@ -300,7 +356,7 @@ fn every_golden_file_gets_its_verdict() {
             assert!(text.contains(message), "{verb} {name} must say '{message}', says: {text}");
             assert!(text.contains("Nothing was written"), "{verb} {name}: {text}");
         }
-        assert_eq!(std::fs::read(&target).expect("target"), old, "{name} must leave the target alone");
+        assert_eq!(&std::fs::read(&target).expect("target"), old, "{name} must leave the target alone");
     }
     // Nothing in testdata without a verdict.
     for entry in std::fs::read_dir(testdata()).expect("testdata") {
@@ -328,4 +384,45 @@ fn the_good_examples_turn_old_into_new() {
         assert!(!said.contains('\x1b'), "{said}");
         assert_eq!(std::fs::read(&target).unwrap(), std::fs::read(testdata().join("good-example.new")).unwrap());
     }
+}
+
+/// Made once, by a compressor that need not make the same again.
+fn make_deflate_example(folder: &Path) {
+    let gzip = |edition: u32| {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(6));
+        for i in 0..1200u32 {
+            let number = i.wrapping_mul(2_654_435_761) >> 18;
+            writeln!(encoder, "entry {number} of the table, state {}", if i % 299 == 7 { edition } else { 0 }).unwrap();
+        }
+        encoder.finish().unwrap()
+    };
+    let image = |edition: u32| {
+        let mut image = [&b"golden"[..], &vec![b'.'; 94 + 1500 * edition as usize], &gzip(edition)].concat();
+        image.resize(10 * 4096, 0);
+        image
+    };
+    let paths = ["old", "new", "delta"].map(|name| folder.join(format!("good-deflate.{name}")));
+    std::fs::write(&paths[0], image(0)).expect("testdata is writable");
+    std::fs::write(&paths[1], image(1)).expect("testdata is writable");
+    let options = blkpatch::diff::DiffOptions::default();
+    blkpatch::diff::diff(&paths[0], &paths[1], &paths[2], &options, &blkpatch::monitor::Silent).expect("a delta");
+}
+
+#[test]
+fn the_deflate_example_turns_old_into_new() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let target = folder.path().join("target.img");
+    if !testdata().join("good-deflate.delta").exists() && std::env::var_os("BLKPATCH_BLESS").is_some() {
+        make_deflate_example(&testdata());
+    }
+    std::fs::copy(testdata().join("good-deflate.old"), &target).expect("old");
+    let delta = testdata().join("good-deflate.delta");
+    let out = blkpatch(&["info".as_ref(), delta.as_ref()]);
+    let said = String::from_utf8_lossy(&out.stdout).into_owned();
+    for kind in ["unpack", "deflate", "text-literal", "text-copy", "text-add"] {
+        assert!(said.contains(&format!("steps    {kind}")), "{kind}: {said}");
+    }
+    let out = blkpatch(&["patch".as_ref(), delta.as_ref(), target.as_ref()]);
+    assert_eq!(out.status.code(), Some(0), "{}", String::from_utf8_lossy(&out.stderr));
+    assert_eq!(std::fs::read(&target).unwrap(), std::fs::read(testdata().join("good-deflate.new")).unwrap());
 }

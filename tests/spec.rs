@@ -6,7 +6,7 @@ use blkpatch::delta::check::check_order;
 use blkpatch::delta::header::{self, Codec, Header, Kind, Limits, Section};
 use blkpatch::delta::memory::{Footprint, Memory};
 use blkpatch::delta::route::{self, Counts, Route};
-use blkpatch::delta::step::{Space, StepKind};
+use blkpatch::delta::step::{self, Space, StepKind};
 use blkpatch::delta::{difference, pack};
 use blkpatch::device::MemoryDevice;
 use blkpatch::digest::ImageId;
@@ -84,7 +84,7 @@ fn section(kind: Kind, codec: Codec) -> Section {
 fn a_header() -> Header {
     let limits = Limits { batch_bytes: 0x2122_2324, source_bytes: 0x3132_3334, batch_steps: 77, memory: 1 << 40 };
     let sections = vec![section(Kind::Route, Codec::Stored), section(Kind::Literals, Codec::Zstd { window_log: 19 })];
-    Header { compatible: 0x5152, new: image(9, 5_000_000_000), limits, sections }
+    Header { deflate: true, compatible: 0x5152, new: image(9, 5_000_000_000), limits, sections }
 }
 
 fn a_route(regions: Vec<u32>) -> Route {
@@ -209,14 +209,7 @@ fn numbers_and_names_of_kinds_are_those_of_the_tables() {
     let steps = table("6.1");
     assert_eq!(steps.len(), StepKind::ALL.len());
     for (kind, row) in StepKind::ALL.into_iter().zip(steps) {
-        let name = match kind {
-            StepKind::Literal => "literal",
-            StepKind::Copy => "copy",
-            StepKind::Add => "add",
-            StepKind::Zero => "zero",
-            StepKind::CopyNew => "copy-new",
-            StepKind::AddNew => "add-new",
-        };
+        let name = kind.name();
         let reads = match kind.space() {
             None => "–",
             Some(Space::Old) => "old",
@@ -281,6 +274,11 @@ fn constants_are_those_of_table_9_1() {
         ("lists", difference::LISTS as u64),
         ("guesses", difference::GUESSES as u64),
         ("target_log", difference::TARGET_LOG.into()),
+        ("deflate", header::DEFLATE),
+        ("unpack_most", step::UNPACK_MOST),
+        ("old_text_most", step::OLD_TEXT),
+        ("new_text_most", step::NEW_TEXT),
+        ("skip_end", step::SKIP_MOST),
     ]
     .into();
     let rows = table("9.1");
@@ -313,6 +311,7 @@ fn the_memory_needed_is_the_sum_of_table_9_2() {
         ("batch_bytes", limits.batch_bytes.into()),
         ("source_bytes", limits.source_bytes.into()),
         ("batch_steps", limits.batch_steps.into()),
+        ("deflate", 1),
         ("batches", counts.batches),
         ("extents", counts.extents),
         ("save_ranges", counts.save_ranges),

@@ -20,9 +20,9 @@ pub struct CheckedOrder {
     /// Blocks that batches read, summed over batches.
     pub source_blocks: u64,
     /// Steps of each kind, by [`StepKind`] number.
-    pub steps: [u64; 6],
+    pub steps: [u64; StepKind::ALL.len()],
     /// Bytes that steps of each kind make, by [`StepKind`] number.
-    pub step_bytes: [u64; 6],
+    pub step_bytes: [u64; StepKind::ALL.len()],
     /// Rules that were not checked: none, but for the crash test.
     #[doc(hidden)]
     pub waived: Waived,
@@ -135,6 +135,7 @@ fn finish(delta: &Delta, checked: &CheckedOrder, placement: &Placement<'_>) -> R
     }
     // The literals must be exactly as long as the steps that use them.
     let mut literals = delta.literals()?;
-    literals.skip(checked.step_bytes[StepKind::Literal as usize])?;
+    let kinds = StepKind::ALL.into_iter().filter(|kind| kind.is_literal());
+    literals.skip(kinds.map(|kind| checked.step_bytes[kind as usize]).sum())?;
     literals.finish()
 }

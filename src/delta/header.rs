@@ -15,8 +15,10 @@ pub const ENTRY_LEN: usize = 56;
 pub const DIGEST_LEN: usize = 32;
 /// The longest header that is read, in bytes.
 pub const MAX_HEADER_LEN: u32 = 1 << 20;
-/// Incompatible features that this version knows: none.
-pub const KNOWN_INCOMPATIBLE: u64 = 0;
+/// Incompatible feature: steps may unpack and make deflated data.
+pub const DEFLATE: u64 = 1;
+/// Incompatible features that this version knows.
+pub const KNOWN_INCOMPATIBLE: u64 = DEFLATE;
 /// The `route` field of a section that belongs to no route.
 pub const NO_ROUTE: u16 = 0xFFFF;
 /// Section flag: a reader that does not know the kind must refuse the delta.
@@ -151,6 +153,8 @@ pub struct Limits {
 /// The header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
+    /// Whether steps may unpack and make deflated data.
+    pub deflate: bool,
     /// Feature bits that a reader may ignore.
     pub compatible: u64,
     /// Length and digests of the new image.
@@ -195,7 +199,7 @@ impl Header {
         out.extend((self.encoded_len() as u32).to_le_bytes());
         out.extend(VERSION.to_le_bytes());
         out.extend((self.sections.len() as u16).to_le_bytes());
-        out.extend(KNOWN_INCOMPATIBLE.to_le_bytes());
+        out.extend(if self.deflate { DEFLATE } else { 0 }.to_le_bytes());
         out.extend(self.compatible.to_le_bytes());
         out.extend(self.new.len.to_le_bytes());
         out.extend(self.new.crc.to_le_bytes());
@@ -239,7 +243,8 @@ impl Header {
             return Err(DeltaError::Newer { what: format!("format version {version}, known is {VERSION}") });
         }
         let count = usize::from(fields.u16());
-        let incompatible = fields.u64() & !KNOWN_INCOMPATIBLE;
+        let features = fields.u64();
+        let incompatible = features & !KNOWN_INCOMPATIBLE;
         if incompatible != 0 {
             return Err(DeltaError::Newer { what: format!("incompatible feature bits {incompatible:#x}") });
         }
@@ -259,7 +264,7 @@ impl Header {
             offset += section.stored_len;
             sections.push(section);
         }
-        Ok(Self { compatible, new, limits, sections })
+        Ok(Self { deflate: features & DEFLATE != 0, compatible, new, limits, sections })
     }
 
     /// Bytes of the whole delta file.

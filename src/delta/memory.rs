@@ -6,6 +6,7 @@ use super::header::{Codec, Header, Kind};
 use super::pack::PACK_MEMORY;
 use super::route::Route;
 use super::scratch::{ScratchPieces, most_live, saved_extents};
+use super::step::{NEW_TEXT, OLD_TEXT, UNPACK_MOST};
 use crate::blockset::{BlockSet, PAGE_BLOCKS};
 use crate::units::{BLOCK, Extent, PART};
 use std::collections::BTreeSet;
@@ -16,6 +17,9 @@ const PART_BLOCKS: u64 = PART / BLOCK;
 /// Fixed part of the memory that patching takes: code, buffers, and the gaps that are read along with the sources of
 /// three batches.
 const BASE: u64 = (6 << 20) + 3 * (256 << 10);
+
+/// What deflated data takes: an old and a new text, the bytes that they are made of and become, and codes.
+const TEXTS: u64 = (OLD_TEXT + NEW_TEXT + UNPACK_MOST) + 4 * NEW_TEXT;
 
 /// What an order takes because of where the blocks lie that it writes, and because of what it saves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -154,6 +158,7 @@ fn fixed(header: &Header, route: &Route, route_number: u16) -> u64 {
     let limits = &header.limits;
     [
         BASE,
+        if header.deflate { TEXTS } else { 0 },
         windows.fold(0, u64::saturating_add),
         // What four batches write (one is made, one waits, two are written); what three read (one is made); their
         // steps, and where what these read lies.

@@ -20,6 +20,7 @@ pub mod route;
 pub mod scratch;
 pub mod step;
 pub mod stream;
+pub mod text;
 pub mod writer;
 
 pub use error::DeltaError;

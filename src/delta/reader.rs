@@ -96,7 +96,8 @@ impl Delta {
     /// Where a decompressor cannot be set up.
     pub fn steps(&self) -> Result<StepReader, DeltaError> {
         let batch_steps = self.header.limits.batch_steps;
-        let bounds = StepBounds { old_len: self.old_bound(), new_len: self.header.new.len, batch_steps };
+        let deflate = self.header.deflate;
+        let bounds = StepBounds { old_len: self.old_bound(), new_len: self.header.new.len, batch_steps, deflate };
         StepReader::open(&self.streams, bounds)
     }
 

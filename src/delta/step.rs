@@ -23,18 +23,58 @@ pub enum StepKind {
     CopyNew = 4,
     /// The same, differences added.
     AddNew = 5,
+    /// Makes nothing itself: the text of deflated bytes of the old image, for the next [`StepKind::Deflate`].
+    Unpack = 6,
+    /// The deflated bytes of a new text, which the steps of the three kinds below make, right behind this one.
+    Deflate = 7,
+    /// Bytes of the new text from the literals.
+    TextLiteral = 8,
+    /// Bytes of the old text.
+    TextCopy = 9,
+    /// Bytes of the old text, differences added.
+    TextAdd = 10,
 }
 
 impl StepKind {
     /// All kinds, by number.
-    pub const ALL: [Self; 6] = [Self::Literal, Self::Copy, Self::Add, Self::Zero, Self::CopyNew, Self::AddNew];
+    pub const ALL: [Self; 11] = [
+        Self::Literal,
+        Self::Copy,
+        Self::Add,
+        Self::Zero,
+        Self::CopyNew,
+        Self::AddNew,
+        Self::Unpack,
+        Self::Deflate,
+        Self::TextLiteral,
+        Self::TextCopy,
+        Self::TextAdd,
+    ];
+
+    /// As the spec calls it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Literal => "literal",
+            Self::Copy => "copy",
+            Self::Add => "add",
+            Self::Zero => "zero",
+            Self::CopyNew => "copy-new",
+            Self::AddNew => "add-new",
+            Self::Unpack => "unpack",
+            Self::Deflate => "deflate",
+            Self::TextLiteral => "text-literal",
+            Self::TextCopy => "text-copy",
+            Self::TextAdd => "text-add",
+        }
+    }
 
     /// Whether it reads the old image, the new one, or neither.
     #[must_use]
     pub fn space(self) -> Option<Space> {
         match self {
-            Self::Literal | Self::Zero => None,
-            Self::Copy | Self::Add => Some(Space::Old),
+            Self::Literal | Self::Zero | Self::Deflate | Self::TextLiteral | Self::TextCopy | Self::TextAdd => None,
+            Self::Copy | Self::Add | Self::Unpack => Some(Space::Old),
             Self::CopyNew | Self::AddNew => Some(Space::New),
         }
     }
@@ -42,7 +82,25 @@ impl StepKind {
     /// Whether differences are added.
     #[must_use]
     pub fn adds(self) -> bool {
-        matches!(self, Self::Add | Self::AddNew)
+        matches!(self, Self::Add | Self::AddNew | Self::TextAdd)
+    }
+
+    /// Whether its bytes stand in the literals.
+    #[must_use]
+    pub fn is_literal(self) -> bool {
+        matches!(self, Self::Literal | Self::TextLiteral)
+    }
+
+    /// Whether it makes bytes of a text, not of the image.
+    #[must_use]
+    pub fn is_text(self) -> bool {
+        matches!(self, Self::TextLiteral | Self::TextCopy | Self::TextAdd)
+    }
+
+    /// Whether it has to do with deflated data: only in deltas whose header says so.
+    #[must_use]
+    pub fn is_deflate(self) -> bool {
+        self as u8 >= Self::Unpack as u8
     }
 }
 
@@ -55,7 +113,8 @@ pub enum Space {
     New,
 }
 
-/// One step: `len` bytes of the new image from `dst`.
+/// One step: `len` bytes of the new image from `dst`. What is different with the kinds of deflated data is said at
+/// [`Step::unpack`], [`Step::deflate`] and [`Step::text`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step {
     /// What it does.
@@ -66,6 +125,58 @@ pub struct Step {
     pub len: u64,
     /// First source byte; 0 for steps that read nothing.
     pub src: u64,
+}
+
+/// Most bytes of the old text that a deflate step may use.
+pub const OLD_TEXT: u64 = 1 << 20;
+/// Most bytes of a new text.
+pub const NEW_TEXT: u64 = 128 << 10;
+/// Most bytes that one unpack step reads.
+pub const UNPACK_MOST: u64 = 512 << 10;
+/// Most bits of a new text's first item that do not belong to the step: those of a header, and some to spare.
+pub const SKIP_MOST: u64 = 1 << 16;
+
+/// Where an unpack step begins, in its first byte and in a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Start {
+    /// Bit of the first source byte, 0 to 7.
+    pub bit: u8,
+    /// Whether the codes are those of the header that was unpacked last; else a header begins here.
+    pub inside: bool,
+}
+
+impl Start {
+    /// As it stands in the delta.
+    #[must_use]
+    pub fn number(self) -> u64 {
+        u64::from(self.bit) << 1 | u64::from(self.inside)
+    }
+}
+
+impl Step {
+    /// Unpacks `text_len` bytes of text from `len` bytes at `src`. They stand in `dst`, with `start`.
+    #[must_use]
+    pub fn unpack(src: u64, len: u64, start: Start, text_len: u64) -> Self {
+        Self { kind: StepKind::Unpack, dst: text_len << 4 | start.number(), len, src }
+    }
+
+    /// Where an unpack step starts, and the bytes of text that it yields.
+    #[must_use]
+    pub fn unpacked(&self) -> (Start, u64) {
+        (Start { bit: (self.dst >> 1 & 7) as u8, inside: self.dst & 1 == 1 }, self.dst >> 4)
+    }
+
+    /// Makes `len` bytes at `dst`: the bits of a new text without the first `skip`, which stand in `src`.
+    #[must_use]
+    pub fn deflate(dst: u64, len: u64, skip: u32) -> Self {
+        Self { kind: StepKind::Deflate, dst, len, src: skip.into() }
+    }
+
+    /// Makes `len` bytes of the new text, at `dst` in it, of the old text from `src` on.
+    #[must_use]
+    pub fn text(kind: StepKind, dst: u64, len: u64, src: u64) -> Self {
+        Self { kind, dst, len, src }
+    }
 }
 
 /// The displacement (source minus destination) that the next source is predicted from, one for each space.
@@ -107,6 +218,19 @@ pub struct StepBounds {
     pub new_len: u64,
     /// Steps in a batch.
     pub batch_steps: u32,
+    /// Whether there may be steps of deflated data.
+    pub deflate: bool,
+}
+
+/// The old text of a batch while its steps are read.
+#[derive(Default)]
+struct OldText {
+    /// Bytes of it.
+    len: u64,
+    /// Whether the next unpack step adds to it; else a new one begins.
+    open: bool,
+    /// Whether anything was unpacked in the batch.
+    begun: bool,
 }
 
 /// Reads the steps of data batches, in order.
@@ -139,43 +263,128 @@ impl StepReader {
     /// Anything that is not as the spec says.
     pub fn read_batch(&mut self, extents: &[Extent], steps: &mut Vec<Step>) -> Result<(), DeltaError> {
         steps.clear();
+        let mut old_text = OldText::default();
         for extent in extents {
             let bytes = extent.bytes(self.bounds.new_len);
             let mut dst = bytes.start;
             while dst < bytes.end {
-                if steps.len() >= self.bounds.batch_steps as usize {
-                    return Err(DeltaError::field("steps of a batch", steps.len() as u64 + 1, "at most batch_steps"));
+                let step = self.step(dst, bytes.end - dst, &mut old_text)?;
+                self.push(step, steps)?;
+                match step.kind {
+                    StepKind::Unpack => continue,
+                    StepKind::Deflate => self.text_steps(&old_text, steps)?,
+                    _ => {}
                 }
-                let step = self.step(dst, bytes.end - dst)?;
                 dst += step.len;
-                steps.push(step);
             }
         }
         Ok(())
     }
 
-    fn step(&mut self, dst: u64, room: u64) -> Result<Step, DeltaError> {
+    fn push(&self, step: Step, steps: &mut Vec<Step>) -> Result<(), DeltaError> {
+        if steps.len() >= self.bounds.batch_steps as usize {
+            return Err(DeltaError::field("steps of a batch", steps.len() as u64 + 1, "at most batch_steps"));
+        }
+        steps.push(step);
+        Ok(())
+    }
+
+    fn kind(&mut self, text: bool) -> Result<StepKind, DeltaError> {
         let mut number = [0u8];
         self.kinds.fill(&mut number)?;
-        let Some(kind) = StepKind::ALL.get(usize::from(number[0])).copied() else {
-            return Err(DeltaError::field("step kind", number[0].into(), "0 to 5"));
+        let kind = StepKind::ALL.get(usize::from(number[0])).copied();
+        let (deflate, range) = match (self.bounds.deflate, text) {
+            (_, true) => (true, "8 to 10 in a text"),
+            (true, false) => (true, "0 to 7"),
+            (false, false) => (false, "0 to 5"),
         };
-        let len = match self.lengths.varint()? {
-            0 => room,
-            len if len < room => len,
-            len => return Err(DeltaError::field("step length", len, format!("0, or 1 to {}", room - 1))),
-        };
+        let fits = |kind: &StepKind| kind.is_text() == text && (deflate || !kind.is_deflate());
+        kind.filter(fits).ok_or_else(|| DeltaError::field("step kind", number[0].into(), range))
+    }
+
+    /// The length of a step where there is `room`.
+    fn length(&mut self, room: u64) -> Result<u64, DeltaError> {
+        match self.lengths.varint()? {
+            0 => Ok(room),
+            len if len < room => Ok(len),
+            len => Err(DeltaError::field("step length", len, format!("0, or 1 to {}", room - 1))),
+        }
+    }
+
+    /// A number of the step lengths from 1 to `most`.
+    fn number(&mut self, what: &'static str, most: u64) -> Result<u64, DeltaError> {
+        let number = self.lengths.varint()?;
+        let fits = (1..=most).contains(&number);
+        if fits { Ok(number) } else { Err(DeltaError::field(what, number, format!("1 to {most}"))) }
+    }
+
+    fn step(&mut self, dst: u64, room: u64, old_text: &mut OldText) -> Result<Step, DeltaError> {
+        let kind = self.kind(false)?;
+        if kind == StepKind::Unpack {
+            return self.unpack_step(dst, old_text);
+        }
+        let len = self.length(room)?;
+        if kind == StepKind::Deflate {
+            old_text.open = false;
+            let skip = self.lengths.varint()?;
+            if skip >= SKIP_MOST {
+                return Err(DeltaError::field("bits to skip", skip, format!("below {SKIP_MOST}")));
+            }
+            return Ok(Step::deflate(dst, len, skip as u32));
+        }
         let Some(space) = kind.space() else { return Ok(Step { kind, dst, len, src: 0 }) };
+        let src = self.source(space, dst, len)?;
+        Ok(Step { kind, dst, len, src })
+    }
+
+    fn source(&mut self, space: Space, dst: u64, len: u64) -> Result<u64, DeltaError> {
         let coded = self.sources.signed()?;
         // A new source lies before what it produces, so that the new image can also be made front to back.
         let limit = if space == Space::Old { self.bounds.old_len } else { dst };
         let src = self.prediction.decode(space, dst, coded);
-        match src.filter(|src| src.checked_add(len).is_some_and(|end| end <= limit)) {
-            Some(src) => Ok(Step { kind, dst, len, src }),
-            None => {
-                Err(DeltaError::field("step source", src.unwrap_or(u64::MAX), format!("{len} bytes before {limit}")))
-            }
+        src.filter(|src| src.checked_add(len).is_some_and(|end| end <= limit)).ok_or_else(|| {
+            DeltaError::field("step source", src.unwrap_or(u64::MAX), format!("{len} bytes before {limit}"))
+        })
+    }
+
+    fn unpack_step(&mut self, dst: u64, old_text: &mut OldText) -> Result<Step, DeltaError> {
+        let len = self.number("bytes to unpack", UNPACK_MOST)?;
+        let number = self.lengths.varint()?;
+        if number > 15 || number & 1 == 1 && !old_text.begun {
+            return Err(DeltaError::field("start of unpacking", number, "below 16, and even in a batch's first"));
         }
+        if !std::mem::replace(&mut old_text.open, true) {
+            old_text.len = 0;
+        }
+        old_text.begun = true;
+        let text_len = self.number("bytes of text", OLD_TEXT - old_text.len)?;
+        old_text.len += text_len;
+        let src = self.source(Space::Old, dst, len)?;
+        Ok(Step::unpack(src, len, Start { bit: (number >> 1) as u8, inside: number & 1 == 1 }, text_len))
+    }
+
+    /// The steps that make the text of a deflate step.
+    fn text_steps(&mut self, old_text: &OldText, steps: &mut Vec<Step>) -> Result<(), DeltaError> {
+        let end = self.number("bytes of new text", NEW_TEXT)?;
+        let (mut dst, mut displacement) = (0, 0i64);
+        while dst < end {
+            let kind = self.kind(true)?;
+            let len = self.length(end - dst)?;
+            let mut src = 0;
+            if kind != StepKind::TextLiteral {
+                let moved = displacement.checked_add(self.sources.signed()?);
+                let there = moved
+                    .and_then(|moved| dst.checked_add_signed(moved))
+                    .filter(|src| src.checked_add(len).is_some_and(|end| end <= old_text.len));
+                src = there.ok_or_else(|| {
+                    DeltaError::field("text source", there.unwrap_or(u64::MAX), format!("before {}", old_text.len))
+                })?;
+                displacement = moved.unwrap_or_default();
+            }
+            self.push(Step::text(kind, dst, len, src), steps)?;
+            dst += len;
+        }
+        Ok(())
     }
 
     /// Checks that all columns have been read to their ends.

@@ -10,6 +10,7 @@ use super::placement::{Placement, Sources, Waived, pair_extents, saved_blocks};
 use super::route::{Counts, Route};
 use super::step::{Prediction, Step, StepKind};
 use super::stream::{Compression, Finished, Stored, StreamWriter, compress_mixture};
+use super::text::OldTexts;
 use crate::blockset::BlockSet;
 use crate::digest::ImageId;
 use crate::units::{BLOCK, Extent, blocks_touched};
@@ -18,6 +19,10 @@ use std::fs::File;
 use std::io::{self, Seek, Write};
 use std::ops::Range;
 use std::path::Path;
+
+mod texts;
+
+pub use texts::NewTexts;
 
 /// A batch as the planner gives it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -92,6 +97,10 @@ pub struct DeltaWriter<'a> {
     limits: Limits,
     prediction: Prediction,
     differences: DifferenceWriter,
+    old_texts: OldTexts,
+    new_texts: Option<&'a (dyn NewTexts + Sync)>,
+    /// Whether any step has to do with deflated data.
+    deflate: bool,
     threads: usize,
     /// As of [`Compression`].
     job: u32,
@@ -129,6 +138,9 @@ impl<'a> DeltaWriter<'a> {
             limits: Limits::default(),
             prediction: Prediction::default(),
             differences: DifferenceWriter::default(),
+            old_texts: OldTexts::default(),
+            new_texts: None,
+            deflate: false,
             threads: threads as usize,
             job,
             columns: Kind::COLUMNS.into_iter().map(column).collect(),
@@ -139,6 +151,12 @@ impl<'a> DeltaWriter<'a> {
     #[must_use]
     pub fn labelled(self, label: Option<Label>) -> Self {
         Self { label, ..self }
+    }
+
+    /// With what deflate steps need.
+    #[must_use]
+    pub fn with_texts(self, texts: Option<&'a (dyn NewTexts + Sync)>) -> Self {
+        Self { new_texts: texts, ..self }
     }
 
     /// Sets the length in bytes of a new image that is not at hand as a whole: see [`DeltaWriter::add_literal`]. To be
@@ -199,12 +217,30 @@ impl<'a> DeltaWriter<'a> {
         self.count(batch, kind, &sources);
         if kind == BatchKind::Data {
             self.differences.start_batch();
-            let (image, mut rest) = (self.new, content);
-            for step in &batch.steps {
-                let made = match &mut rest {
-                    Some(rest) => rest.split_off(..step.len as usize).unwrap_or_default(),
-                    None => slice(image, &(step.dst..step.dst + step.len)),
-                };
+            self.old_texts.start_batch();
+            self.add_steps(batch, content)?;
+        }
+        Ok(())
+    }
+
+    fn add_steps(&mut self, batch: &NewBatch, mut content: Option<&[u8]>) -> Result<(), WriteError> {
+        let (image, mut steps) = (self.new, batch.steps.as_slice());
+        while let Some((step, others)) = steps.split_first() {
+            steps = others;
+            if step.kind == StepKind::Unpack {
+                let makes = others.iter().find(|step| step.kind != StepKind::Unpack);
+                self.add_unpack(step, makes.map_or(0, |step| step.dst))?;
+                continue;
+            }
+            let made = match &mut content {
+                Some(rest) => rest.split_off(..step.len as usize).unwrap_or_default(),
+                None => slice(image, &(step.dst..step.dst + step.len)),
+            };
+            if step.kind == StepKind::Deflate {
+                let (text, others) = others.split_at(others.iter().take_while(|step| step.kind.is_text()).count());
+                steps = others;
+                self.add_deflate(step, text, &batch.extents, made)?;
+            } else {
                 self.add_step(step, &batch.extents, made)?;
             }
         }
@@ -244,13 +280,17 @@ impl<'a> DeltaWriter<'a> {
         crc32fast::hash(&content)
     }
 
-    fn add_step(&mut self, step: &Step, extents: &[Extent], made: &[u8]) -> Result<(), WriteError> {
+    fn put_kind_and_length(&mut self, step: &Step, extents: &[Extent]) {
         self.column(Kind::StepKinds).push(step.kind as u8);
         let end = step.dst + step.len;
         let last = blocks_touched(&(step.dst..end));
         let i = extents.partition_point(|e| e.end() <= last.start);
         let to_end = extents.get(i).is_some_and(|e| e.bytes(self.new_len).end == end);
         varint::put(self.column(Kind::StepLengths), if to_end { 0 } else { step.len });
+    }
+
+    fn add_step(&mut self, step: &Step, extents: &[Extent], made: &[u8]) -> Result<(), WriteError> {
+        self.put_kind_and_length(step, extents);
         if let Some(space) = step.kind.space() {
             let coded = self.prediction.encode(space, step.dst, step.src);
             varint::put_signed(self.column(Kind::StepSources), coded);
@@ -259,7 +299,7 @@ impl<'a> DeltaWriter<'a> {
             StepKind::Literal => self.column(Kind::Literals).extend_from_slice(made),
             StepKind::Add => self.add_differences(step, made, slice(self.old, &(step.src..step.src + step.len))),
             StepKind::AddNew => self.add_differences(step, made, slice(self.new, &(step.src..step.src + step.len))),
-            StepKind::Copy | StepKind::Zero | StepKind::CopyNew => {}
+            _ => {}
         }
         self.flush(FLUSH)
     }
@@ -302,10 +342,11 @@ impl<'a> DeltaWriter<'a> {
             regions: identity.regions.clone(),
         };
         let footprint = Footprint::of_order(&self.table, route.longer(identity.new.len), |_| Ok(()))?;
-        let (limits, label) = (self.limits, self.label.take());
+        let (limits, label, deflate) = (self.limits, self.label.take(), self.deflate);
         let mut parts = self.parts(&route, level)?;
         parts.extend(label.map(|label| (Kind::Label, stored(label.as_str().into()))));
-        let header = assemble(identity.new, limits, &route, footprint, parts, out)?;
+        let header = Header { deflate, compatible: 0, new: identity.new, limits, sections: Vec::new() };
+        let header = assemble(header, &route, footprint, parts, out)?;
         Ok((header, route))
     }
 
@@ -341,14 +382,12 @@ fn stored(bytes: Vec<u8>) -> Finished {
 
 /// Writes header and sections.
 fn assemble(
-    new: ImageId,
-    limits: Limits,
+    mut header: Header,
     route: &Route,
     footprint: Footprint,
     mut parts: Vec<(Kind, Finished)>,
     out: &mut impl Write,
 ) -> io::Result<Header> {
-    let mut header = Header { compatible: 0, new, limits, sections: Vec::new() };
     for (kind, part) in &mut parts {
         let (stored_len, blake3) = part.stored.digest()?;
         let (codec, raw_len) = (part.codec, part.raw_len);

@@ -40,6 +40,8 @@ pub enum Source {
         /// First source byte, in the old image.
         src: u64,
     },
+    /// Deflated data, made of a changed text. The matcher does not find these: see `recode`.
+    Deflate,
 }
 
 /// One run: `len` bytes of the new image from offset `dst` on.

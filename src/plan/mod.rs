@@ -11,7 +11,7 @@ mod pieces;
 mod recipe;
 mod volatile;
 
-pub use recipe::Recipe;
+pub use recipe::{Recipe, Recode};
 pub use volatile::volatile_blocks;
 
 use crate::delta::writer::NewBatch;
@@ -58,13 +58,7 @@ pub struct Plan {
 /// scratch.
 #[must_use]
 pub fn plan(recipe: &Recipe, old_len: u64, new_len: u64, zeros: impl Fn(u64) -> Vec<Extent>) -> Plan {
-    let mut best: Option<Attempt> = None;
-    let mut consider = |attempt: Attempt| {
-        if best.as_ref().is_none_or(|best| attempt.cost < best.cost) {
-            best = Some(attempt);
-        }
-        best.is_some()
-    };
+    let mut best = None;
     let zeros = Zeros { find: zeros, known: RefCell::default() };
     let blocks: u64 = recipe.segments(new_len).iter().map(|(extent, _)| extent.count).sum();
     let mut any = false;
@@ -78,10 +72,10 @@ pub fn plan(recipe: &Recipe, old_len: u64, new_len: u64, zeros: impl Fn(u64) -> 
         let more = |wanted| count_blocks(&zeros.first(used + wanted)).saturating_sub(used);
         for (cut, blocks) in cuts::worth_trying(&base.pieces, &base.schedule, more) {
             if let Some(attempt) = cut_chains(&base, new_len, size, (cut, blocks), &zeros) {
-                consider(attempt);
+                consider(&mut best, attempt);
             }
         }
-        any = consider(base);
+        any = consider(&mut best, base);
         if free || (size <= LAST_RESORT && literal == 0) {
             break; // cannot be much better
         }
@@ -89,6 +83,14 @@ pub fn plan(recipe: &Recipe, old_len: u64, new_len: u64, zeros: impl Fn(u64) -> 
     let Some(best) = best else { return Plan::default() };
     let batches = batches::group(&best.recipe, &best.pieces, &best.schedule, old_len, new_len);
     Plan { batches, zero_scratch: best.scratch }
+}
+
+/// Keeps the cheaper one.
+fn consider<'a>(best: &mut Option<Attempt<'a>>, attempt: Attempt<'a>) -> bool {
+    if best.as_ref().is_none_or(|best| attempt.cost < best.cost) {
+        *best = Some(attempt);
+    }
+    best.is_some()
 }
 
 /// Blocks that are zero in both images; looked for once, as that may take a look at all of the image.
@@ -118,8 +120,8 @@ impl<F: Fn(u64) -> Vec<Extent>> Zeros<F> {
 }
 
 /// One way to order a recipe.
-struct Attempt {
-    recipe: Recipe,
+struct Attempt<'a> {
+    recipe: Recipe<'a>,
     pieces: pieces::Pieces,
     schedule: Schedule,
     scratch: Vec<Extent>,
@@ -130,13 +132,13 @@ struct Attempt {
 }
 
 /// The same pieces, with long chains of pieces that wait for each other cut by saving ahead.
-fn cut_chains(
-    base: &Attempt,
+fn cut_chains<'a>(
+    base: &Attempt<'a>,
     new_len: u64,
     size: u64,
     (cut, blocks): (Cut, u64),
     zeros: &Zeros<impl Fn(u64) -> Vec<Extent>>,
-) -> Option<Attempt> {
+) -> Option<Attempt<'a>> {
     let ahead = cut.pieces(&base.schedule);
     let (mut scratch, free) = (base.scratch.clone(), base.schedule.free_at_start);
     let more = count_blocks(&scratch) + blocks.saturating_sub(free);
@@ -164,12 +166,12 @@ fn cut_chains(
 }
 
 /// Tries with more and more scratch until there is enough.
-fn attempt(
-    mut recipe: Recipe,
+fn attempt<'a>(
+    mut recipe: Recipe<'a>,
     new_len: u64,
     mut size: u64,
     zeros: &Zeros<impl Fn(u64) -> Vec<Extent>>,
-) -> Option<Attempt> {
+) -> Option<Attempt<'a>> {
     let (mut scratch, mut wanted, mut literal, mut trimmed) = (Vec::new(), 0u64, 0u64, false);
     loop {
         let pieces = pieces::cut(&recipe, &scratch, new_len, size);

@@ -5,18 +5,30 @@ use crate::matcher::{Run, Source};
 use crate::units::{BLOCK, Extent, blocks_in, blocks_touched, merge_extents};
 use std::ops::Range;
 
-/// Runs that tile the changed blocks of the new image, ascending.
-#[derive(Clone, Debug, Default)]
-pub struct Recipe {
-    runs: Vec<Run>,
+/// Knows the steps of deflated data.
+pub trait Recode: Sync {
+    /// Appends the steps that make these bytes, which lie in a run of [`Source::Deflate`].
+    fn steps(&self, bytes: Range<u64>, steps: &mut Vec<Step>);
 }
 
-/// The old bytes that a run reads.
+/// Runs that tile the changed blocks of the new image, ascending.
+#[derive(Clone, Default)]
+pub struct Recipe<'a> {
+    runs: Vec<Run>,
+    recode: Option<&'a dyn Recode>,
+}
+
+/// The old bytes that a run reads, deflated data apart.
 fn source_of(run: &Run) -> Option<Range<u64>> {
     match run.source {
         Source::Copy { src } | Source::Add { src } => Some(src..src + run.len),
-        Source::Literal | Source::Zero => None,
+        Source::Literal | Source::Zero | Source::Deflate => None,
     }
+}
+
+/// Whether a run reads the old image.
+fn reads(run: &Run) -> bool {
+    source_of(run).is_some() || run.source == Source::Deflate
 }
 
 /// The part of a run from `skip` on, `len` bytes long.
@@ -29,11 +41,42 @@ fn part_of(run: &Run, skip: u64, len: u64) -> Run {
     Run { dst: run.dst + skip, len, source }
 }
 
-impl Recipe {
+impl<'a> Recipe<'a> {
     /// From the matcher's runs: ascending, each within a stretch of changed blocks.
     #[must_use]
     pub fn new(runs: Vec<Run>) -> Self {
-        Self { runs }
+        Self { runs, recode: None }
+    }
+
+    /// With runs of deflated data.
+    #[must_use]
+    pub fn recoding(self, recode: &'a dyn Recode) -> Self {
+        Self { recode: Some(recode), ..self }
+    }
+
+    /// The old bytes that a run reads.
+    fn sources_of(&self, run: &Run) -> Vec<Range<u64>> {
+        if run.source != Source::Deflate {
+            return source_of(run).into_iter().collect();
+        }
+        let mut steps = Vec::new();
+        self.deflate(run, &mut steps);
+        steps.iter().filter(|step| step.kind.space().is_some()).map(|step| step.src..step.src + step.len).collect()
+    }
+
+    fn deflate(&self, run: &Run, steps: &mut Vec<Step>) {
+        if let Some(recode) = self.recode {
+            recode.steps(run.dst..run.dst + run.len, steps);
+        }
+    }
+
+    /// The old blocks that runs read: ascending, merged.
+    #[must_use]
+    pub fn source_blocks(&self) -> Vec<Extent> {
+        let mut blocks =
+            self.runs.iter().flat_map(|run| self.sources_of(run)).map(|range| blocks_touched(&range)).collect();
+        merge_extents(&mut blocks);
+        blocks
     }
 
     /// The runs.
@@ -105,7 +148,7 @@ impl Recipe {
             }
         };
         for run in self.clip(bytes) {
-            if source_of(&run).is_some() {
+            if reads(&run) {
                 end_stretch(start, stop);
                 start = run.dst + run.len;
             }
@@ -123,6 +166,10 @@ impl Recipe {
                 Source::Zero => (StepKind::Zero, 0),
                 Source::Copy { src } => (StepKind::Copy, src),
                 Source::Add { src } => (StepKind::Add, src),
+                Source::Deflate => {
+                    self.deflate(&run, steps);
+                    continue;
+                }
             };
             steps.push(Step { kind, dst: run.dst, len: run.len, src });
         }
@@ -152,7 +199,11 @@ impl Recipe {
 
     /// Turns everything that is read from these old blocks (ascending, merged) into literals.
     pub fn avoid_sources(&mut self, old_blocks: &[Extent]) {
+        let this = self.clone();
         self.rewrite(|run, parts| {
+            if run.source == Source::Deflate {
+                return this.avoid_in_deflate(run, old_blocks, parts);
+            }
             let Some(source) = source_of(run) else { return parts.push(*run) };
             let mut at = source.start;
             let first = old_blocks.partition_point(|e| e.end() * BLOCK <= source.start);
@@ -164,6 +215,31 @@ impl Recipe {
             }
             parts.push(part_of(run, at - source.start, source.end - at));
         });
+    }
+
+    /// The parts of a run of deflated data, of which those blocks become literals that read from `old_blocks`.
+    fn avoid_in_deflate(&self, run: &Run, old_blocks: &[Extent], parts: &mut Vec<Run>) {
+        let avoids = |run: &Run| {
+            self.sources_of(run).iter().all(|range| {
+                let blocks = blocks_touched(range);
+                let i = old_blocks.partition_point(|extent| extent.end() <= blocks.start);
+                old_blocks.get(i).is_none_or(|extent| extent.start >= blocks.end())
+            })
+        };
+        if avoids(run) {
+            return parts.push(*run);
+        }
+        let mut at = run.dst;
+        while at < run.dst + run.len {
+            let end = ((at / BLOCK + 1) * BLOCK).min(run.dst + run.len);
+            let part = part_of(run, at - run.dst, end - at);
+            let part = if avoids(&part) { part } else { Run { source: Source::Literal, ..part } };
+            match parts.last_mut() {
+                Some(last) if last.source == part.source => last.len += part.len,
+                _ => parts.push(part),
+            }
+            at = end;
+        }
     }
 
     /// Turns these new blocks (ascending, merged) into literals, zeros excepted.
@@ -215,6 +291,9 @@ impl Recipe {
     pub fn self_references(&self) -> Vec<u64> {
         let mut found = Vec::new();
         for run in &self.runs {
+            if run.source == Source::Deflate {
+                found.extend(self.deflate_self_references(run));
+            }
             let Some(source) = source_of(run) else { continue };
             if run.dst.abs_diff(source.start) >= 2 * BLOCK {
                 continue; // cannot lie in the same block
@@ -233,11 +312,23 @@ impl Recipe {
     }
 }
 
+impl Recipe<'_> {
+    fn deflate_self_references(&self, run: &Run) -> Vec<u64> {
+        let own = |block: &u64| {
+            let (start, end) = ((block * BLOCK).max(run.dst), ((block + 1) * BLOCK).min(run.dst + run.len));
+            let sources = self.sources_of(&part_of(run, start - run.dst, end - start));
+            sources.iter().map(blocks_touched).any(|read| read.start <= *block && *block < read.end())
+        };
+        let blocks = blocks_touched(&(run.dst..run.dst + run.len));
+        (blocks.start..blocks.end()).filter(own).collect()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn recipe() -> Recipe {
+    fn recipe() -> Recipe<'static> {
         Recipe::new(vec![
             Run { dst: 0, len: 5000, source: Source::Copy { src: 8192 } },
             Run { dst: 5000, len: 3 * BLOCK - 5000, source: Source::Zero },

@@ -4,11 +4,14 @@
 //! `mke2fs` fail where they would be skipped.
 #![allow(dead_code)] // each test binary uses its own part
 
+mod deflated;
 pub mod errors;
 mod pty;
 mod rng;
 pub mod schema;
 
+#[allow(unused_imports)] // as above
+pub use deflated::{gzip, lines};
 #[allow(unused_imports)] // as above
 pub use pty::AtTerminal;
 pub use rng::Rng;

@@ -5,6 +5,8 @@
 //! Ordinary run: about 100,000 crash states. `BLKPATCH_CRASH_STATES=10000000 cargo test --release --test crash` for
 //! the long one. With `-- --nocapture` it says what was hit, and how often the broken rules lost data.
 
+#[path = "../common/deflated.rs"]
+mod deflated;
 mod disk;
 mod mutants;
 mod mutate;
@@ -17,6 +19,7 @@ mod session;
 mod sketch;
 mod undo;
 
+use blkpatch::delta::step::StepKind;
 use blkpatch::target::Verify;
 use blkpatch::units::{BLOCK, count_blocks};
 use disk::Disk;
@@ -38,7 +41,8 @@ fn work(seed: u64, wanted: u64, seen: &AtomicU64, start: Instant) -> States {
     let mut session = Session::new(seed);
     let mut round = 0;
     while seen.load(Ordering::Relaxed) < wanted {
-        for pair in pairs::all(session.random.next(), round) {
+        let deflated = pairs::deflated(session.random.next(), round);
+        for pair in pairs::all(session.random.next(), round).into_iter().chain([deflated]) {
             let opened = orders::diff(&pair.old, &pair.new);
             let pairs::Pair { name, old, new, resizable } = &pair;
             let subject = Subject { name, opened: &opened, old, new, resizable: *resizable, run: patch };
@@ -121,6 +125,9 @@ fn the_pairs_need_every_kind_of_scratch() {
         scratch.dedup();
         count("scratch used again", scratch.len() < all);
     }
+    let deflated = pairs::deflated(1, 0);
+    let steps = orders::Order::planned(&deflated.old, &deflated.new).batches.into_iter().flat_map(|batch| batch.steps);
+    counts.insert("deflated data", steps.filter(|step| step.kind == StepKind::Deflate).count() as u32);
     println!("orders with: {counts:?}");
     assert!(counts.values().all(|count| *count > 0), "{counts:?}");
 }

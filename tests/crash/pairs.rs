@@ -1,5 +1,6 @@
 //! Small pairs that need every kind of scratch.
 
+use super::deflated::{gzip, lines};
 use super::rng::Rng;
 
 pub const BLOCK: usize = 4096;
@@ -46,6 +47,19 @@ pub fn all(seed: u64, round: u64) -> Vec<Pair> {
     let special = special_old(random, &old).into_iter();
     cases.extend(special.map(|(name, old, new)| pair(name, old, new, resizable)));
     cases
+}
+
+/// A gzip file whose content changes, and which moves over itself.
+pub fn deflated(seed: u64, round: u64) -> Pair {
+    let random = &mut Rng::new(seed);
+    let resizable = random.below(2) == 0;
+    let (seed, before) = (round % 5, [random.below(2000), random.below(9000)]);
+    let [old, new] = [0, 1].map(|edition: usize| {
+        let mut image = [Rng::new(5).bytes(before[edition]), gzip(&lines(seed, 900, edition as u64), 6)].concat();
+        image.resize(14 * BLOCK, 0);
+        image
+    });
+    pair("deflated", old, new, resizable)
 }
 
 type Changed = Vec<(&'static str, Vec<u8>)>;

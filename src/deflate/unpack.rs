@@ -1,0 +1,182 @@
+//! From bits to a text.
+
+use super::bits::BitReader;
+use super::huffman::Reading;
+use super::{DISTANCES, DYNAMIC, END, FINAL, FIXED, HEADER, LENGTHS, LITERAL, LITERALS, MARK, ORDER, REACHES};
+use super::{code_lengths, fixed_lengths};
+
+/// What was unpacked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Item {
+    /// The header of a block.
+    Header,
+    /// A literal or a match.
+    Symbol,
+    /// The end of a block; whether it was the last of the stream.
+    End {
+        /// Whether the stream ends, too.
+        last: bool,
+    },
+}
+
+/// Why nothing more can be unpacked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// The stream has ended.
+    Finished,
+    /// A block that is not compressed.
+    Stored,
+    /// This is not deflate, its bytes end early, or it is written in a way that its text could not tell.
+    Malformed,
+}
+
+/// The codes of a block.
+#[derive(Debug)]
+struct Codes {
+    literals: Reading,
+    distances: Reading,
+    last: bool,
+}
+
+/// Unpacks item by item.
+#[derive(Debug, Default)]
+pub struct Unpacker {
+    /// Those of the last header.
+    codes: Option<Codes>,
+    /// Whether the next item is a header.
+    between: bool,
+}
+
+impl Unpacker {
+    /// Before the header of a block.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { codes: None, between: true }
+    }
+
+    /// Moves to the header of a block elsewhere; or, `inside`, to a symbol of a block that has the codes of the last header.
+    pub fn jump(&mut self, inside: bool) {
+        self.between = !inside;
+        if let Some(codes) = self.codes.as_mut().filter(|_| !inside) {
+            codes.last = false; // that was another stream
+        }
+    }
+
+    /// Appends the item that begins at bit `at` of `bytes` to `text`, and returns where it ends.
+    ///
+    /// # Errors
+    /// [`Stop`]; `text` is as it was.
+    pub fn next(&mut self, bytes: &[u8], at: u64, text: &mut Vec<u8>) -> Result<(Item, u64), Stop> {
+        let mut reader = BitReader::new(bytes, at);
+        let len = text.len();
+        let item = if self.between { self.header(&mut reader, text) } else { self.symbol(&mut reader, text) };
+        match item {
+            Ok(item) => {
+                self.between = matches!(item, Item::End { .. });
+                Ok((item, reader.at()))
+            }
+            Err(stop) => {
+                text.truncate(len);
+                Err(stop)
+            }
+        }
+    }
+
+    #[inline]
+    fn symbol(&self, reader: &mut BitReader<'_>, text: &mut Vec<u8>) -> Result<Item, Stop> {
+        let codes = self.codes.as_ref().ok_or(Stop::Malformed)?;
+        match codes.literals.symbol(reader).ok_or(Stop::Malformed)? {
+            literal @ 0..256 => {
+                text.push(literal as u8);
+                if literal as u8 == MARK {
+                    text.extend([0, LITERAL]);
+                }
+                Ok(Item::Symbol)
+            }
+            256 => {
+                text.extend([MARK, 0, END]);
+                Ok(Item::End { last: codes.last })
+            }
+            symbol => match a_match(symbol, codes, reader) {
+                Some((length, reach)) => {
+                    let [low, high] = (reach - 1).to_le_bytes();
+                    text.extend([MARK, low, high, (length - 3) as u8]);
+                    Ok(Item::Symbol)
+                }
+                None => Err(Stop::Malformed),
+            },
+        }
+    }
+
+    fn header(&mut self, reader: &mut BitReader<'_>, text: &mut Vec<u8>) -> Result<Item, Stop> {
+        if self.codes.as_ref().is_some_and(|codes| codes.last) {
+            return Err(Stop::Finished);
+        }
+        let last = reader.take(1).ok_or(Stop::Malformed)? == 1;
+        let kind = reader.take(2).ok_or(Stop::Malformed)?;
+        let head = if last { FINAL } else { 0 };
+        let readings = match kind {
+            0 => return Err(Stop::Stored),
+            1 => {
+                text.extend([MARK, 0, HEADER, head | FIXED]);
+                let (literals, distances) = fixed_lengths();
+                Reading::new(&literals).zip(Reading::new(&distances))
+            }
+            2 => {
+                text.extend([MARK, 0, HEADER, head | DYNAMIC]);
+                dynamic(reader, text)
+            }
+            _ => None,
+        };
+        let (literals, distances) = readings.ok_or(Stop::Malformed)?;
+        self.codes = Some(Codes { literals, distances, last });
+        Ok(Item::Header)
+    }
+}
+
+/// Length and distance of a match whose length symbol was read.
+#[inline]
+fn a_match(symbol: u16, codes: &Codes, reader: &mut BitReader<'_>) -> Option<(u16, u16)> {
+    let (shortest, extra) = *LENGTHS.get(usize::from(symbol - 257))?;
+    let length = shortest + reader.take(extra.into())? as u16;
+    if length == 258 && extra > 0 {
+        return None; // 258 has a symbol of its own; a text has no way to say that another was taken
+    }
+    let (nearest, extra) = *REACHES.get(usize::from(codes.distances.symbol(reader)?))?;
+    Some((length, nearest + reader.take(extra.into())? as u16))
+}
+
+/// Codes of a block's own.
+fn dynamic(reader: &mut BitReader<'_>, text: &mut Vec<u8>) -> Option<(Reading, Reading)> {
+    let literals = reader.take(5)?;
+    let distances = reader.take(5)?;
+    let lengths = reader.take(4)?;
+    text.extend([literals as u8, distances as u8, lengths as u8]);
+    let mut code = [0; ORDER.len()];
+    for place in &ORDER[..lengths as usize + 4] {
+        code[*place] = reader.take(3)? as u8;
+        text.push(code[*place]);
+    }
+    let code = Reading::new(&code)?;
+    let (literals, distances) = (literals as usize + 257, distances as usize + 1);
+    if literals > LITERALS || distances > DISTANCES {
+        return None;
+    }
+    let (mut symbols, mut sum) = (Vec::new(), 0);
+    while sum < literals + distances {
+        let symbol = code.symbol(reader)? as u8;
+        // One byte tells the symbol and its extra bits: 0 to 15, 16 to 19, 20 to 27, 28 to 155.
+        let (extra, first, times) = match symbol {
+            0..16 => (0, symbol, 1),
+            16 => (2, 16, 3),
+            17 => (3, 20, 3),
+            _ => (7, 28, 11),
+        };
+        let extra = reader.take(extra)? as u8;
+        text.push(first + extra);
+        symbols.push((symbol, extra));
+        sum += if times == 1 { 1 } else { times + usize::from(extra) };
+    }
+    let lengths = code_lengths(symbols.into_iter(), literals + distances)?;
+    Reading::new(&lengths[..literals]).zip(Reading::new(&lengths[literals..]))
+}

@@ -1,0 +1,71 @@
+//! The old text of a batch: what its unpack steps yield (spec, section 6.6).
+
+use super::DeltaError;
+use super::step::Step;
+use crate::deflate::Unpacker;
+
+/// Old texts, one after another.
+#[derive(Debug, Default)]
+pub struct OldTexts {
+    unpacker: Unpacker,
+    source: Vec<u8>,
+    text: Vec<u8>,
+    /// Whether the next unpack step adds to the text; else a new one begins.
+    open: bool,
+}
+
+impl OldTexts {
+    /// A batch begins.
+    pub fn start_batch(&mut self) {
+        (self.unpacker, self.open) = (Unpacker::new(), false);
+        self.text.clear();
+    }
+
+    /// Does an unpack step; `fetch` fills in the bytes that it reads.
+    ///
+    /// # Errors
+    /// What `fetch` says, or a source that does not yield what the step says.
+    pub fn unpack(
+        &mut self,
+        step: &Step,
+        fetch: impl FnOnce(&mut [u8]) -> Result<(), DeltaError>,
+    ) -> Result<(), DeltaError> {
+        self.source.clear();
+        self.source.resize(step.len as usize, 0);
+        fetch(&mut self.source)?;
+        if !std::mem::replace(&mut self.open, true) {
+            self.text.clear();
+        }
+        let (start, len) = step.unpacked();
+        let end = self.text.len() + len as usize;
+        // An item has up to some hundred bytes; what goes beyond the end is refused.
+        self.text.reserve(len as usize + ITEM_MOST);
+        self.unpacker.jump(start.inside);
+        let mut at = u64::from(start.bit);
+        while self.text.len() < end {
+            let next = self.unpacker.next(&self.source, at, &mut self.text);
+            (_, at) = next.map_err(|_| DeltaError::Malformed("what is to be unpacked is not deflated data"))?;
+        }
+        if self.text.len() > end {
+            return Err(DeltaError::Malformed("what is to be unpacked does not end where it should"));
+        }
+        Ok(())
+    }
+
+    /// The bytes of the old text that a step reads.
+    ///
+    /// # Errors
+    /// Where they are not there.
+    pub fn get(&self, step: &Step) -> Result<&[u8], DeltaError> {
+        let (start, end) = (step.src as usize, (step.src + step.len) as usize);
+        self.text.get(start..end).ok_or(DeltaError::Malformed("a step reads behind the end of a text"))
+    }
+
+    /// The text was used: the next unpack step begins a new one.
+    pub fn close(&mut self) {
+        self.open = false;
+    }
+}
+
+/// More than the bytes of the longest item, a header.
+const ITEM_MOST: usize = 512;

@@ -1,0 +1,193 @@
+//! Deflated data that changed: found in both images, matched by their texts, and described as changes of these.
+//!
+//! [`find`] tells where deflated data may begin, [`texts`] unpacks them and knows where everything stands, [`steps`] makes
+//! steps. Which stretches of the new image are worth it is decided here.
+
+mod find;
+mod steps;
+#[cfg(test)]
+mod tests;
+mod texts;
+
+use crate::compare::View;
+use crate::matcher::{self, Run, Source};
+use crate::units::merge_ranges;
+use std::io;
+use std::ops::Range;
+use std::path::Path;
+use texts::{Limits, Texts};
+
+/// Literals of fewer bytes, in all, are not looked at.
+const WORTH: u64 = 2 << 10;
+/// Stretches of a stream of fewer bytes stay as they are: a step of its own needs some two hundred.
+const LEAST: u64 = 512;
+/// A match of fewer bytes within a stream is a coincidence.
+const COINCIDENCE: u64 = 256;
+/// How far before changed data their stream may begin.
+const BEFORE: u64 = 32 << 20;
+/// Text of the old image for each byte of the new one's, and in any case.
+const OLD_PER_NEW: u64 = 64;
+const OLD_ANYWAY: u64 = 256 << 20;
+
+/// How the deflated data of a new image are made from those of an old one.
+pub(crate) struct Recoding<'a> {
+    new: &'a [u8],
+    old_texts: Texts,
+    new_texts: Texts,
+    /// What makes the new texts of the old: ascending, not everywhere.
+    runs: Vec<Run>,
+}
+
+/// Looks at what `runs` have as literals for deflated data that can be made from those of the old image. Returns how, and
+/// the runs with [`Source::Deflate`] where that is shorter; `None` where it is nowhere. Texts are kept in files without
+/// names in `folder`.
+///
+/// # Errors
+/// The system's, from writing these files.
+pub(crate) fn recode<'a>(
+    old: View<'_>,
+    new: View<'a>,
+    runs: &[Run],
+    options: &matcher::Options,
+    folder: &Path,
+) -> io::Result<Option<(Recoding<'a>, Vec<Run>)>> {
+    let ranges = near_literals(runs, new);
+    if ranges.is_empty() {
+        return Ok(None);
+    }
+    let stream = usize::try_from(options.memory / 8).unwrap_or(usize::MAX);
+    let limits = Limits { stream, all: u64::MAX, threads: options.threads };
+    let new_texts = Texts::find(new.bytes, &ranges, limits, folder)?;
+    let candidates = candidates(runs, &new_texts);
+    let mut wanted: Vec<Range<u64>> = candidates
+        .iter()
+        .filter_map(|bytes| new_texts.items_of(new.bytes, bytes))
+        .map(|(first, end)| first.text..end.text)
+        .collect();
+    merge_ranges(&mut wanted);
+    if wanted.is_empty() {
+        return Ok(None);
+    }
+    let new_text: u64 = wanted.iter().map(|range| range.end - range.start).sum();
+    let limits = Limits { all: new_text.saturating_mul(OLD_PER_NEW).saturating_add(OLD_ANYWAY), ..limits };
+    let old_texts = Texts::find(old.bytes, old.data, limits, folder)?;
+    if old_texts.sections.is_empty() {
+        return Ok(None);
+    }
+    let old_bytes = old_texts.bytes.bytes();
+    let all = 0..old_bytes.len() as u64;
+    let text_runs =
+        matcher::find_runs(old_bytes, std::slice::from_ref(&all), new_texts.bytes.bytes(), &wanted, options);
+    let mut recoding = Recoding { new: new.bytes, old_texts, new_texts, runs: text_runs };
+    let mut dear: Vec<Range<u64>> = candidates.iter().flat_map(|bytes| recoding.too_dear(bytes)).collect();
+    merge_ranges(&mut dear);
+    recoding.runs = replaced(&recoding.runs, &dear, Source::Literal);
+    let chosen: Vec<Range<u64>> = candidates.into_iter().filter(|bytes| recoding.gains(bytes)).collect();
+    if chosen.is_empty() {
+        return Ok(None);
+    }
+    let runs = replaced(runs, &chosen, Source::Deflate);
+    Ok(Some((recoding, runs)))
+}
+
+/// The data around literals, if there are enough of these.
+fn near_literals(runs: &[Run], new: View<'_>) -> Vec<Range<u64>> {
+    let literals = || runs.iter().filter(|run| run.source == Source::Literal && run.len >= LEAST);
+    if literals().map(|run| run.len).sum::<u64>() < WORTH {
+        return Vec::new();
+    }
+    let mut near: Vec<Range<u64>> = literals().map(|run| run.dst.saturating_sub(BEFORE)..run.dst + run.len).collect();
+    merge_ranges(&mut near);
+    let mut ranges = Vec::new();
+    for range in near {
+        let first = new.data.partition_point(|data| data.end <= range.start);
+        let data = new.data[first..].iter().take_while(|data| data.start < range.end);
+        ranges.extend(data.map(|data| data.start.max(range.start)..data.end.min(range.end)));
+    }
+    ranges
+}
+
+/// The stretches of deflated data that are literals, coincidences apart.
+fn candidates(runs: &[Run], texts: &Texts) -> Vec<Range<u64>> {
+    let mut found: Vec<(Range<u64>, u64)> = Vec::new();
+    for section in &texts.sections {
+        let bytes = &section.bytes;
+        let first = runs.partition_point(|run| run.dst + run.len <= bytes.start);
+        let mut open = false;
+        for run in runs[first..].iter().take_while(|run| run.dst < bytes.end) {
+            let part = run.dst.max(bytes.start)..(run.dst + run.len).min(bytes.end);
+            let literal = if run.source == Source::Literal { part.end - part.start } else { 0 };
+            match found.last_mut().filter(|(range, _)| open && range.end == part.start) {
+                Some(last) if literal > 0 || run.len < COINCIDENCE => {
+                    *last = (last.0.start..part.end, last.1 + literal)
+                }
+                _ if literal > 0 => (open, _) = (true, found.push((part, literal))),
+                _ => open = false,
+            }
+        }
+    }
+    found.into_iter().filter(|(_, literal)| *literal >= LEAST).map(|(range, _)| range).collect()
+}
+
+impl Recoding<'_> {
+    /// Whether a stretch of deflated data is shorter as a change of its text. What is literal in a text takes about as many
+    /// bytes, when compressed, as the data that it stands for; a step takes three, a difference two.
+    fn gains(&self, bytes: &Range<u64>) -> bool {
+        let Some((first, end)) = self.new_texts.items_of(self.new, bytes) else { return false };
+        let (old, new) = (self.old_texts.bytes.bytes(), self.new_texts.bytes.bytes());
+        let (mut literal, mut other) = (0u64, 200u64);
+        let from = self.runs.partition_point(|run| run.dst + run.len <= first.text);
+        for run in self.runs[from..].iter().take_while(|run| run.dst < end.text) {
+            other += 3;
+            match run.source {
+                Source::Add { src } => {
+                    let (old, new) =
+                        (&old[src as usize..][..run.len as usize], &new[run.dst as usize..][..run.len as usize]);
+                    other += 2 * old.chunks(4).zip(new.chunks(4)).filter(|(old, new)| old != new).count() as u64;
+                }
+                Source::Copy { .. } => {}
+                _ => literal += run.len,
+            }
+        }
+        let len = bytes.end - bytes.start;
+        let text = (end.text - first.text).max(1);
+        // u128: lengths of images need not fit when multiplied.
+        let literal = u64::try_from(u128::from(literal) * u128::from(len) / u128::from(text)).unwrap_or(u64::MAX);
+        literal.saturating_add(other) < len - len / 8
+    }
+}
+
+/// The runs with these ranges, ascending and disjoint, of another source.
+fn replaced(runs: &[Run], ranges: &[Range<u64>], source: Source) -> Vec<Run> {
+    let mut out: Vec<Run> = Vec::with_capacity(runs.len());
+    let mut ranges = ranges.iter().peekable();
+    for run in runs {
+        let (mut at, end) = (run.dst, run.dst + run.len);
+        while at < end {
+            while ranges.next_if(|range| range.end <= at).is_some() {}
+            let (stop, inside) = match ranges.peek() {
+                Some(range) if range.start <= at => (range.end.min(end), true),
+                Some(range) => (range.start.min(end), false),
+                None => (end, false),
+            };
+            // Another range is that of another section, or not side by side.
+            let range_goes_on = ranges.peek().is_some_and(|range| range.start < at);
+            if inside {
+                match out.last_mut() {
+                    Some(last) if range_goes_on => last.len += stop - at,
+                    _ => out.push(Run { dst: at, len: stop - at, source }),
+                }
+            } else {
+                let skipped = at - run.dst;
+                let source = match run.source {
+                    Source::Copy { src } => Source::Copy { src: src + skipped },
+                    Source::Add { src } => Source::Add { src: src + skipped },
+                    other => other,
+                };
+                out.push(Run { dst: at, len: stop - at, source });
+            }
+            at = stop;
+        }
+    }
+    out
+}
