@@ -1,9 +1,8 @@
 //! Pieces: what is written, cut into units of order, and which of the written blocks each of them reads.
 
-use super::recipe::Recipe;
+use super::recipe::{Reads, Recipe};
 use super::{BATCH_STEPS, SOURCE_BLOCKS, whole_blocks};
-use crate::delta::step::Step;
-use crate::units::{Extent, blocks_touched, count_blocks, merge_extents};
+use crate::units::{Extent, count_blocks, merge_extents};
 
 /// Blocks of zeros in a piece at the most, in pieces of data.
 const ZERO_FACTOR: u64 = 64;
@@ -133,8 +132,8 @@ fn push_data(recipe: &Recipe, list: &mut Vec<Piece>, extents: Vec<Extent>, new_l
     if total == 0 {
         return;
     }
-    let (sources, steps) = sources_of(recipe, &extents, new_len);
-    let source_blocks = count_blocks(&sources);
+    let Reads { blocks, steps } = recipe.reads(&extents, new_len);
+    let source_blocks = count_blocks(&blocks);
     if total > 1 && (source_blocks > SOURCE_BLOCKS || steps > BATCH_STEPS) {
         let (left, right) = halve(extents, total / 2);
         push_data(recipe, list, left, new_len);
@@ -159,16 +158,6 @@ fn halve(extents: Vec<Extent>, mut blocks: u64) -> (Vec<Extent>, Vec<Extent>) {
     (left, right)
 }
 
-/// The old blocks that make some extents (ascending, merged), and the number of steps.
-fn sources_of(recipe: &Recipe, extents: &[Extent], new_len: u64) -> (Vec<Extent>, usize) {
-    let mut steps: Vec<Step> = Vec::new();
-    extents.iter().for_each(|extent| recipe.steps(extent, new_len, &mut steps));
-    let reading = steps.iter().filter(|step| step.kind.space().is_some());
-    let mut sources = reading.map(|step| blocks_touched(&(step.src..step.src + step.len))).collect();
-    merge_extents(&mut sources);
-    (sources, steps.len())
-}
-
 /// Numbers the written blocks and finds which of them each piece reads.
 fn number(recipe: &Recipe, list: Vec<Piece>, new_len: u64) -> Pieces {
     let mut extents: Vec<Extent> = list.iter().flat_map(|piece| piece.extents.iter().copied()).collect();
@@ -186,8 +175,8 @@ fn number(recipe: &Recipe, list: Vec<Piece>, new_len: u64) -> Pieces {
         let dense: Vec<u32> = piece.extents.iter().flat_map(|e| pieces.dense(*e)).collect();
         dense.iter().for_each(|d| pieces.owner[*d as usize] = number as u32);
         if !piece.zero {
-            let (sources, _) = sources_of(recipe, &piece.extents, new_len);
-            piece.reads = sources.iter().flat_map(|e| pieces.dense(*e)).collect();
+            let reads = recipe.reads(&piece.extents, new_len);
+            piece.reads = reads.blocks.iter().flat_map(|e| pieces.dense(*e)).collect();
         }
     }
     pieces.list = list;

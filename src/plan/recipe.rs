@@ -3,7 +3,9 @@
 use crate::delta::step::{Step, StepKind};
 use crate::matcher::{Run, Source};
 use crate::units::{BLOCK, Extent, blocks_in, blocks_touched, merge_extents};
+use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Knows the steps of deflated data.
 pub trait Recode: Sync {
@@ -16,6 +18,17 @@ pub trait Recode: Sync {
 pub struct Recipe<'a> {
     runs: Vec<Run>,
     recode: Option<&'a dyn Recode>,
+    /// What the deflated data in each block read, by block: asked for often, and slow to find.
+    deflated: Arc<Deflated>,
+}
+
+/// What some blocks are made from.
+#[derive(Clone, Debug, Default)]
+pub struct Reads {
+    /// The old blocks that are read: ascending, merged.
+    pub blocks: Vec<Extent>,
+    /// Steps.
+    pub steps: usize,
 }
 
 /// The old bytes that a run reads, deflated data apart.
@@ -31,6 +44,27 @@ fn reads(run: &Run) -> bool {
     source_of(run).is_some() || run.source == Source::Deflate
 }
 
+/// What the deflated data in each block read, by block.
+type Deflated = BTreeMap<u64, Reads>;
+
+/// The old blocks that a run reads, or some more: what its deflated data read block by block.
+fn sources_of(run: &Run, deflated: &Deflated) -> Vec<Extent> {
+    if run.source != Source::Deflate {
+        return source_of(run).map(|range| blocks_touched(&range)).into_iter().collect();
+    }
+    let blocks = blocks_touched(&(run.dst..run.dst + run.len));
+    deflated.range(blocks.start..blocks.end()).flat_map(|(_, reads)| reads.blocks.iter().copied()).collect()
+}
+
+/// A run cut at the ends of blocks.
+fn in_blocks(run: &Run) -> impl Iterator<Item = Run> + '_ {
+    let blocks = blocks_touched(&(run.dst..run.dst + run.len));
+    (blocks.start..blocks.end()).map(|block| {
+        let (start, end) = ((block * BLOCK).max(run.dst), ((block + 1) * BLOCK).min(run.dst + run.len));
+        part_of(run, start - run.dst, end - start)
+    })
+}
+
 /// The part of a run from `skip` on, `len` bytes long.
 fn part_of(run: &Run, skip: u64, len: u64) -> Run {
     let source = match run.source {
@@ -41,40 +75,73 @@ fn part_of(run: &Run, skip: u64, len: u64) -> Run {
     Run { dst: run.dst + skip, len, source }
 }
 
+/// The parts of a run of deflated data, of which those blocks become literals that read from `old_blocks`.
+fn avoid_in_deflate(run: &Run, old_blocks: &[Extent], deflated: &Deflated, parts: &mut Vec<Run>) {
+    let avoids = |run: &Run| {
+        sources_of(run, deflated).iter().all(|blocks| {
+            let i = old_blocks.partition_point(|extent| extent.end() <= blocks.start);
+            old_blocks.get(i).is_none_or(|extent| extent.start >= blocks.end())
+        })
+    };
+    if avoids(run) {
+        return parts.push(*run);
+    }
+    for part in in_blocks(run) {
+        let part = if avoids(&part) { part } else { Run { source: Source::Literal, ..part } };
+        match parts.last_mut() {
+            Some(last) if last.source == part.source && last.dst + last.len == part.dst => last.len += part.len,
+            _ => parts.push(part),
+        }
+    }
+}
+
 impl<'a> Recipe<'a> {
     /// From the matcher's runs: ascending, each within a stretch of changed blocks.
     #[must_use]
     pub fn new(runs: Vec<Run>) -> Self {
-        Self { runs, recode: None }
+        Self { runs, ..Self::default() }
     }
 
     /// With runs of deflated data.
     #[must_use]
-    pub fn recoding(self, recode: &'a dyn Recode) -> Self {
-        Self { recode: Some(recode), ..self }
-    }
-
-    /// The old bytes that a run reads.
-    fn sources_of(&self, run: &Run) -> Vec<Range<u64>> {
-        if run.source != Source::Deflate {
-            return source_of(run).into_iter().collect();
-        }
+    pub fn recoding(mut self, recode: &'a dyn Recode) -> Self {
+        let mut deflated = Deflated::new();
         let mut steps = Vec::new();
-        self.deflate(run, &mut steps);
-        steps.iter().filter(|step| step.kind.space().is_some()).map(|step| step.src..step.src + step.len).collect()
+        for run in self.runs.iter().filter(|run| run.source == Source::Deflate) {
+            for part in in_blocks(run) {
+                steps.clear();
+                recode.steps(part.dst..part.dst + part.len, &mut steps);
+                let reads = deflated.entry(part.dst / BLOCK).or_default();
+                reads.steps += steps.len();
+                let reading = steps.iter().filter(|step| step.kind.space().is_some());
+                reads.blocks.extend(reading.map(|step| blocks_touched(&(step.src..step.src + step.len))));
+                merge_extents(&mut reads.blocks);
+            }
+        }
+        (self.recode, self.deflated) = (Some(recode), Arc::new(deflated));
+        self
     }
 
-    fn deflate(&self, run: &Run, steps: &mut Vec<Step>) {
-        if let Some(recode) = self.recode {
-            recode.steps(run.dst..run.dst + run.len, steps);
+    /// What extents (ascending, merged) are made from, or some more than that.
+    #[must_use]
+    pub fn reads(&self, extents: &[Extent], new_len: u64) -> Reads {
+        let mut reads = Reads::default();
+        for run in extents.iter().flat_map(|extent| self.clip(extent.bytes(new_len))) {
+            reads.blocks.extend(sources_of(&run, &self.deflated));
+            let blocks = blocks_touched(&(run.dst..run.dst + run.len));
+            reads.steps += match run.source {
+                Source::Deflate => self.deflated.range(blocks.start..blocks.end()).map(|(_, reads)| reads.steps).sum(),
+                _ => 1,
+            };
         }
+        merge_extents(&mut reads.blocks);
+        reads
     }
 
     /// The old blocks that runs read: ascending, merged.
     #[must_use]
     pub fn source_blocks(&self) -> Vec<Extent> {
-        let mut blocks =
-            self.runs.iter().flat_map(|run| self.sources_of(run)).map(|range| blocks_touched(&range)).collect();
+        let mut blocks = self.runs.iter().flat_map(|run| sources_of(run, &self.deflated)).collect();
         merge_extents(&mut blocks);
         blocks
     }
@@ -167,7 +234,9 @@ impl<'a> Recipe<'a> {
                 Source::Copy { src } => (StepKind::Copy, src),
                 Source::Add { src } => (StepKind::Add, src),
                 Source::Deflate => {
-                    self.deflate(&run, steps);
+                    if let Some(recode) = self.recode {
+                        recode.steps(run.dst..run.dst + run.len, steps);
+                    }
                     continue;
                 }
             };
@@ -199,10 +268,10 @@ impl<'a> Recipe<'a> {
 
     /// Turns everything that is read from these old blocks (ascending, merged) into literals.
     pub fn avoid_sources(&mut self, old_blocks: &[Extent]) {
-        let this = self.clone();
+        let deflated = Arc::clone(&self.deflated);
         self.rewrite(|run, parts| {
             if run.source == Source::Deflate {
-                return this.avoid_in_deflate(run, old_blocks, parts);
+                return avoid_in_deflate(run, old_blocks, &deflated, parts);
             }
             let Some(source) = source_of(run) else { return parts.push(*run) };
             let mut at = source.start;
@@ -215,31 +284,6 @@ impl<'a> Recipe<'a> {
             }
             parts.push(part_of(run, at - source.start, source.end - at));
         });
-    }
-
-    /// The parts of a run of deflated data, of which those blocks become literals that read from `old_blocks`.
-    fn avoid_in_deflate(&self, run: &Run, old_blocks: &[Extent], parts: &mut Vec<Run>) {
-        let avoids = |run: &Run| {
-            self.sources_of(run).iter().all(|range| {
-                let blocks = blocks_touched(range);
-                let i = old_blocks.partition_point(|extent| extent.end() <= blocks.start);
-                old_blocks.get(i).is_none_or(|extent| extent.start >= blocks.end())
-            })
-        };
-        if avoids(run) {
-            return parts.push(*run);
-        }
-        let mut at = run.dst;
-        while at < run.dst + run.len {
-            let end = ((at / BLOCK + 1) * BLOCK).min(run.dst + run.len);
-            let part = part_of(run, at - run.dst, end - at);
-            let part = if avoids(&part) { part } else { Run { source: Source::Literal, ..part } };
-            match parts.last_mut() {
-                Some(last) if last.source == part.source => last.len += part.len,
-                _ => parts.push(part),
-            }
-            at = end;
-        }
     }
 
     /// Turns these new blocks (ascending, merged) into literals, zeros excepted.
@@ -292,7 +336,12 @@ impl<'a> Recipe<'a> {
         let mut found = Vec::new();
         for run in &self.runs {
             if run.source == Source::Deflate {
-                found.extend(self.deflate_self_references(run));
+                let blocks = blocks_touched(&(run.dst..run.dst + run.len));
+                let reads_itself = |(block, reads): (&u64, &Reads)| {
+                    let own = Extent { start: *block, count: 1 };
+                    reads.blocks.iter().any(|read| read.intersect(&own).count > 0).then_some(*block)
+                };
+                found.extend(self.deflated.range(blocks.start..blocks.end()).filter_map(reads_itself));
             }
             let Some(source) = source_of(run) else { continue };
             if run.dst.abs_diff(source.start) >= 2 * BLOCK {
@@ -309,18 +358,6 @@ impl<'a> Recipe<'a> {
             }
         }
         found
-    }
-}
-
-impl Recipe<'_> {
-    fn deflate_self_references(&self, run: &Run) -> Vec<u64> {
-        let own = |block: &u64| {
-            let (start, end) = ((block * BLOCK).max(run.dst), ((block + 1) * BLOCK).min(run.dst + run.len));
-            let sources = self.sources_of(&part_of(run, start - run.dst, end - start));
-            sources.iter().map(blocks_touched).any(|read| read.start <= *block && *block < read.end())
-        };
-        let blocks = blocks_touched(&(run.dst..run.dst + run.len));
-        (blocks.start..blocks.end()).filter(own).collect()
     }
 }
 
