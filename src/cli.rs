@@ -71,7 +71,9 @@ pub enum Verb {
             blkpatch diff --signature v1.sig v2.img -o update.delta\n\n\
             From a signature whole blocks are found again, wherever they lie, but not content\n\
             that changed a little: such a delta is larger than one made from the old image.\n\n\
-            Files compressed by gzip, xz, zstd or bzip2, recognised by their content, are\n\
+            Data within the images that are compressed by gzip, zlib or zip are compared by\n\
+            their content, as far as each file lies in one piece.\n\n\
+            Images compressed by gzip, xz, zstd or bzip2, recognised by their content, are\n\
             unpacked first: in the folder that TMPDIR names, else beside DELTA or in /tmp.\n\n\
             A file that begins like qcow2 and whose name ends in .qcow2 is read as qcow2,\n\
             with its backing files, which are named in a note. Where name and content\n\

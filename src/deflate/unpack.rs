@@ -82,6 +82,34 @@ impl Unpacker {
         }
     }
 
+    /// Appends items from bit `at` on, up to the first that ends at bit `until` or behind, makes `text` as long as `len`, or
+    /// is no symbol; returns that, and where it ends.
+    ///
+    /// # Errors
+    /// [`Stop`] at the first item; where it comes later, what could be unpacked is returned.
+    pub fn run(
+        &mut self,
+        bytes: &[u8],
+        at: u64,
+        (until, len): (u64, usize),
+        text: &mut Vec<u8>,
+    ) -> Result<(Item, u64), Stop> {
+        let (mut item, mut at) = self.next(bytes, at, text)?;
+        let mut reader = BitReader::new(bytes, at);
+        while item == Item::Symbol && at < until && text.len() < len {
+            let before = text.len();
+            match self.symbol(&mut reader, text) {
+                Ok(next) => (item, at) = (next, reader.at()),
+                Err(_) => {
+                    text.truncate(before);
+                    break;
+                }
+            }
+        }
+        self.between = matches!(item, Item::End { .. });
+        Ok((item, at))
+    }
+
     #[inline]
     fn symbol(&self, reader: &mut BitReader<'_>, text: &mut Vec<u8>) -> Result<Item, Stop> {
         let codes = self.codes.as_ref().ok_or(Stop::Malformed)?;

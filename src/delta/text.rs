@@ -43,7 +43,7 @@ impl OldTexts {
         self.unpacker.jump(start.inside);
         let mut at = u64::from(start.bit);
         while self.text.len() < end {
-            let next = self.unpacker.next(&self.source, at, &mut self.text);
+            let next = self.unpacker.run(&self.source, at, (u64::MAX, end), &mut self.text);
             (_, at) = next.map_err(|_| DeltaError::Malformed("what is to be unpacked is not deflated data"))?;
         }
         if self.text.len() > end {

@@ -18,6 +18,8 @@ const BLOCK_BITS: u64 = BLOCK * 8;
 const LEAST: u64 = 256;
 /// Bytes by which it is told what merely looks like the start of a stream.
 const TRIAL: u64 = 2048;
+/// More than the bits of a literal or match: 15 for each code, 5 and 13 extra.
+const LONGEST: u64 = 64;
 /// No block: behind the last one of a section.
 const NONE: u32 = u32::MAX;
 
@@ -277,6 +279,19 @@ impl Stream {
         let from = self.text.len();
         let kept = (self.blocks.len(), self.marks.len(), self.edges.len());
         let stop = loop {
+            if self.text.len() >= most {
+                break Stop::Malformed;
+            }
+            // Up to where there may be something to note, symbols are just unpacked.
+            let mark = self.marks.last().map_or(0, |mark| mark.bit);
+            let quiet = (mark + MARK_BITS).min((at / BLOCK_BITS + 1) * BLOCK_BITS) - LONGEST;
+            if at < quiet && !matches!(item, Item::End { .. }) {
+                match unpacker.run(image, at, (quiet, most), &mut self.text) {
+                    Ok(next) => (item, at) = next,
+                    Err(stop) => break stop,
+                }
+                continue;
+            }
             let mut place = Place { bit: at, text: self.text.len() as u64, block: self.blocks.len() as u32 };
             let (next, end) = match unpacker.next(image, at, &mut self.text) {
                 Ok(next) => next,
@@ -297,9 +312,6 @@ impl Stream {
                 self.edges.push((place, behind));
             }
             (item, at) = (next, end);
-            if self.text.len() >= most {
-                break Stop::Malformed;
-            }
         };
         let finished = stop == Stop::Finished;
         let padded = finished && image.get((at / 8) as usize).is_some_and(|byte| byte >> (at % 8) == 0);
