@@ -9,7 +9,7 @@ use blkpatch::delta::check::check_order;
 use blkpatch::diff::{DiffOptions, diff_views};
 use blkpatch::matcher::{Run, Source};
 use blkpatch::monitor::Silent;
-use blkpatch::plan::{Recipe, plan};
+use blkpatch::plan::{Images, Recipe, plan};
 use blkpatch::units::Extent;
 use rng::Rng;
 use std::sync::Arc;
@@ -95,7 +95,8 @@ fn moved_up(blocks: u64, shift: u64, zeros: u64) -> (usize, u64) {
     runs.extend((0..20).map(apart));
     let start = blocks + 50;
     let new_len = (start + zeros) * BLOCK as u64;
-    let plan = plan(&Recipe::new(runs), new_len, new_len, |wanted| vec![Extent { start, count: wanted.min(zeros) }]);
+    let images = Images { old_len: new_len, new_len, same: &|_, _, _| true };
+    let plan = plan(&Recipe::new(runs), &images, |wanted| vec![Extent { start, count: wanted.min(zeros) }]);
     let saves = plan.batches.iter().filter(|batch| batch.save).flat_map(|batch| &batch.extents);
     (plan.batches.iter().filter(|batch| batch.barrier).count(), saves.map(|extent| extent.count).sum())
 }

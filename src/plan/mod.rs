@@ -6,6 +6,7 @@
 
 mod batches;
 mod cuts;
+mod elsewhere;
 mod order;
 mod pieces;
 mod recipe;
@@ -17,6 +18,7 @@ pub use volatile::volatile_blocks;
 use crate::delta::writer::NewBatch;
 use crate::units::{BLOCK, Extent, count_blocks};
 use cuts::Cut;
+use elsewhere::{Elsewhere, Same};
 use order::Schedule;
 use std::cell::RefCell;
 
@@ -57,7 +59,8 @@ pub struct Plan {
 /// where there are not so many; always the first ones. Blocks become literals where the target has nothing else for
 /// scratch.
 #[must_use]
-pub fn plan(recipe: &Recipe, old_len: u64, new_len: u64, zeros: impl Fn(u64) -> Vec<Extent>) -> Plan {
+pub fn plan(recipe: &Recipe, images: &Images<'_>, zeros: impl Fn(u64) -> Vec<Extent>) -> Plan {
+    let new_len = images.new_len;
     let mut best: Option<Attempt> = None;
     let mut consider = |attempt: Attempt| {
         if best.as_ref().is_none_or(|best| attempt.cost < best.cost) {
@@ -72,12 +75,12 @@ pub fn plan(recipe: &Recipe, old_len: u64, new_len: u64, zeros: impl Fn(u64) -> 
         if any && blocks / size > MOST_PIECES {
             break;
         }
-        let Some(base) = attempt(recipe.clone(), new_len, size, &zeros) else { continue };
+        let Some(base) = attempt(recipe.clone(), images, size, &zeros) else { continue };
         let (free, literal) = (base.cost == 0, base.literal);
         let used = count_blocks(&base.scratch);
         let more = |wanted| count_blocks(&zeros.first(used + wanted)).saturating_sub(used);
         for (cut, blocks) in cuts::worth_trying(&base.pieces, &base.schedule, more) {
-            if let Some(attempt) = cut_chains(&base, new_len, size, (cut, blocks), &zeros) {
+            if let Some(attempt) = cut_chains(&base, images, size, (cut, blocks), &zeros) {
                 consider(attempt);
             }
         }
@@ -87,8 +90,19 @@ pub fn plan(recipe: &Recipe, old_len: u64, new_len: u64, zeros: impl Fn(u64) -> 
         }
     }
     let Some(best) = best else { return Plan::default() };
-    let batches = batches::group(&best.recipe, &best.pieces, &best.schedule, old_len, new_len);
+    let batches = batches::group(&best.recipe, &best.pieces, &best.schedule, images.old_len, new_len);
     Plan { batches, zero_scratch: best.scratch }
+}
+
+/// What a plan needs to know of the images.
+#[derive(Clone, Copy)]
+pub struct Images<'a> {
+    /// Bytes of the old image.
+    pub old_len: u64,
+    /// Bytes of the new image.
+    pub new_len: u64,
+    /// Whether `len` old bytes from the first offset are the new ones from the second: (old, new, len).
+    pub same: Same<'a>,
 }
 
 /// Blocks that are zero in both images; looked for once, as that may take a look at all of the image.
@@ -132,12 +146,13 @@ struct Attempt {
 /// The same pieces, with long chains of pieces that wait for each other cut by saving ahead.
 fn cut_chains(
     base: &Attempt,
-    new_len: u64,
+    images: &Images<'_>,
     size: u64,
     (cut, blocks): (Cut, u64),
     zeros: &Zeros<impl Fn(u64) -> Vec<Extent>>,
 ) -> Option<Attempt> {
     let ahead = cut.pieces(&base.schedule);
+    let elsewhere = Elsewhere::new(&base.recipe, images);
     let (mut scratch, free) = (base.scratch.clone(), base.schedule.free_at_start);
     let more = count_blocks(&scratch) + blocks.saturating_sub(free);
     // With too little scratch only some of it would be saved ahead.
@@ -147,9 +162,9 @@ fn cut_chains(
             scratch = zeros.first(wanted);
         }
         // Zero pieces change the numbering, so the pieces to cut at are found again by their place.
-        let pieces = pieces::cut(&base.recipe, &scratch, new_len, size);
+        let pieces = pieces::cut(&base.recipe, &scratch, images.new_len, size);
         let ahead: Vec<u32> = ahead.iter().filter_map(|piece| base.pieces.same_in(*piece, &pieces)).collect();
-        if let Ok(schedule) = order::schedule(&pieces, &ahead)
+        if let Ok(schedule) = order::schedule(&pieces, &ahead, &elsewhere)
             && schedule.levels < base.schedule.levels
         {
             let used = order::used_scratch(&pieces, &schedule, &scratch);
@@ -166,14 +181,14 @@ fn cut_chains(
 /// Tries with more and more scratch until there is enough.
 fn attempt(
     mut recipe: Recipe,
-    new_len: u64,
+    images: &Images<'_>,
     mut size: u64,
     zeros: &Zeros<impl Fn(u64) -> Vec<Extent>>,
 ) -> Option<Attempt> {
     let (mut scratch, mut wanted, mut literal, mut trimmed) = (Vec::new(), 0u64, 0u64, false);
     loop {
-        let pieces = pieces::cut(&recipe, &scratch, new_len, size);
-        match order::schedule(&pieces, &[]) {
+        let pieces = pieces::cut(&recipe, &scratch, images.new_len, size);
+        match order::schedule(&pieces, &[], &Elsewhere::new(&recipe, images)) {
             Ok(schedule) => {
                 let used = order::used_scratch(&pieces, &schedule, &scratch);
                 if used != scratch && !trimmed {
@@ -190,7 +205,7 @@ fn attempt(
                 if count_blocks(&found) > count_blocks(&scratch) {
                     scratch = found;
                 } else {
-                    recipe.make_free(Extent { start: near, count: LITERAL_SCRATCH }, new_len);
+                    recipe.make_free(Extent { start: near, count: LITERAL_SCRATCH }, images.new_len);
                     literal += LITERAL_SCRATCH;
                     if literal > MOST_LITERAL && size > 1 {
                         return None;

@@ -6,12 +6,17 @@
 //! that read nothing anybody overwrites; they wait until the end. Levels make one sync serve many batches: an action's
 //! level is the number of barriers that stand before it.
 
-use super::BATCH_BLOCKS;
+use super::elsewhere::{Detour, Elsewhere, added, join};
 use super::pieces::Pieces;
-use crate::units::{Extent, merge_extents};
-use std::collections::{BTreeSet, VecDeque};
+use super::{BATCH_BLOCKS, BATCH_STEPS, SOURCE_BLOCKS};
+use crate::units::{Extent, blocks_touched, merge_extents};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::ops::Range;
 
 const NONE: u32 = u32::MAX;
+/// Rounds of ready pieces that a piece waits for readers that could take a detour. They may well get their turn, and a
+/// detour costs a few bytes; but who waits for this piece waits as long.
+const PATIENCE: u64 = 4;
 
 /// One thing to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +38,10 @@ pub struct Schedule {
     pub saved_blocks: u64,
     /// Blocks that could be scratch from the start: of leaves that nobody reads.
     pub free_at_start: u64,
+    /// Bytes that are read where the new image has them: ascending.
+    pub detours: Vec<Detour>,
+    /// What these add to the steps and source blocks of pieces, at the most.
+    pub added: HashMap<u32, (usize, u64)>,
 }
 
 /// There is not enough scratch.
@@ -56,6 +65,7 @@ struct Group {
 
 struct State<'a> {
     pieces: &'a Pieces,
+    elsewhere: &'a Elsewhere<'a>,
     /// Pieces that read each dense block, as ranges of `reader_list`.
     reader_start: Vec<u32>,
     reader_list: Vec<u32>,
@@ -80,6 +90,13 @@ struct State<'a> {
     taken: Vec<bool>,
     /// The level of pieces that are done.
     level_of: Vec<u32>,
+    /// The level of pieces that take detours is at least this.
+    not_before: HashMap<u32, u32>,
+    /// (piece, dense block) where the piece takes a detour.
+    around: HashSet<(u32, u32)>,
+    /// Pieces for some of whose blocks the wait is over, but not for all, with the round in which that was.
+    halfway: VecDeque<(u64, u32)>,
+    round: u64,
     queued: Vec<bool>,
     ready: VecDeque<u32>,
     /// Pieces that only wait for saves of what they read themselves.
@@ -94,17 +111,18 @@ struct State<'a> {
 
 /// Orders the pieces. What is in danger in the pieces `ahead` is saved before anything else, as far as there is
 /// scratch, so that they need not wait for those who read it.
-pub fn schedule(pieces: &Pieces, ahead: &[u32]) -> Result<Schedule, NeedScratch> {
-    let mut state = State::new(pieces);
+pub fn schedule(pieces: &Pieces, ahead: &[u32], elsewhere: &Elsewhere<'_>) -> Result<Schedule, NeedScratch> {
+    let mut state = State::new(pieces, elsewhere);
     let leaves = state.ready.iter().filter(|piece| state.outward[**piece as usize] == 0);
     let free = leaves.flat_map(|piece| &pieces.list[*piece as usize].extents).map(|extent| extent.count).sum();
     state.schedule.free_at_start = free;
     state.save_ahead(ahead)?;
     loop {
-        while let Some(piece) = state.ready.pop_front() {
-            state.run_or_hold(piece);
+        while !state.ready.is_empty() {
+            state.run_round();
         }
-        if !state.selfish.is_empty() {
+        if state.free_halfway(0) {
+        } else if !state.selfish.is_empty() {
             state.save_selfish()?;
         } else if let Some(piece) = state.cheapest_in_a_cycle() {
             state.save(&[piece])?;
@@ -115,6 +133,7 @@ pub fn schedule(pieces: &Pieces, ahead: &[u32]) -> Result<Schedule, NeedScratch>
     let leaves = std::mem::take(&mut state.leaves);
     leaves.into_iter().for_each(|leaf| state.run(leaf));
     let mut schedule = state.schedule;
+    join(&mut schedule.detours);
     schedule.levels = schedule.actions.iter().map(|(level, _)| u64::from(*level) + 1).max().unwrap_or(0);
     Ok(schedule)
 }
@@ -137,10 +156,11 @@ pub fn used_scratch(pieces: &Pieces, schedule: &Schedule, offered: &[Extent]) ->
 }
 
 impl<'a> State<'a> {
-    fn new(pieces: &'a Pieces) -> Self {
+    fn new(pieces: &'a Pieces, elsewhere: &'a Elsewhere<'a>) -> Self {
         let (blocks, count) = (pieces.blocks(), pieces.list.len());
         let mut state = Self {
             pieces,
+            elsewhere,
             reader_start: vec![0; blocks + 1],
             reader_list: Vec::new(),
             foreign: vec![0; blocks],
@@ -155,6 +175,10 @@ impl<'a> State<'a> {
             done: vec![false; count],
             taken: vec![false; count],
             level_of: vec![0; count],
+            not_before: HashMap::new(),
+            around: HashSet::new(),
+            halfway: VecDeque::new(),
+            round: 0,
             queued: vec![false; count],
             ready: VecDeque::new(),
             selfish: VecDeque::new(),
@@ -287,11 +311,21 @@ impl<'a> State<'a> {
         pieces.list[piece as usize].extents.iter().flat_map(|e| pieces.dense(*e))
     }
 
+    /// Runs what is ready now.
+    fn run_round(&mut self) {
+        self.round += 1;
+        for _ in 0..self.ready.len() {
+            let Some(piece) = self.ready.pop_front() else { break };
+            self.run_or_hold(piece);
+        }
+        self.free_halfway(PATIENCE);
+    }
+
     fn run_or_hold(&mut self, piece: u32) {
         if std::mem::replace(&mut self.taken[piece as usize], true) {
             return; // it was put into the queue twice: what it waited for was saved ahead
         }
-        let reads_scratch = self.pieces.list[piece as usize].reads.iter().any(|d| self.group_of[*d as usize] != NONE);
+        let reads_scratch = self.reads_of(piece).any(|d| self.group_of[d as usize] != NONE);
         if self.outward[piece as usize] > 0 || reads_scratch {
             return self.run(piece);
         }
@@ -301,11 +335,18 @@ impl<'a> State<'a> {
         self.pool.extend(free);
     }
 
+    /// The written blocks that a piece reads in the old image.
+    fn reads_of(&self, piece: u32) -> impl Iterator<Item = u32> {
+        let direct = !self.not_before.contains_key(&piece);
+        let reads = self.pieces.list[piece as usize].reads.iter().copied();
+        reads.filter(move |read| direct || !self.around.contains(&(piece, *read)))
+    }
+
     fn run(&mut self, piece: u32) {
-        let pieces = self.pieces;
-        let reads = &pieces.list[piece as usize].reads;
+        let reads: Vec<u32> = self.reads_of(piece).collect();
         let mut level = self.blocks_of(piece).map(|d| self.overwrite_level(d)).max().unwrap_or(0);
-        for read in reads {
+        level = level.max(self.not_before.get(&piece).copied().unwrap_or(0));
+        for read in &reads {
             let group = self.group_of[*read as usize];
             if group != NONE {
                 level = level.max(self.groups[group as usize].level);
@@ -314,7 +355,7 @@ impl<'a> State<'a> {
         self.done[piece as usize] = true;
         self.level_of[piece as usize] = level;
         for read in reads {
-            self.read_done(*read, piece, level);
+            self.read_done(read, piece, level);
         }
         self.schedule.actions.push((level, Action::Piece(piece)));
     }
@@ -347,6 +388,96 @@ impl<'a> State<'a> {
                 self.foreign_blocks[owner as usize] -= 1;
                 self.classify(owner, Some(key));
             }
+            self.note_halfway(owner);
+        }
+    }
+
+    fn note_halfway(&mut self, piece: u32) {
+        let waits = self.foreign_blocks[piece as usize] > 0 && !self.done[piece as usize];
+        if waits && self.halfway.back() != Some(&(self.round, piece)) {
+            self.halfway.push_back((self.round, piece));
+        }
+    }
+
+    /// Leads the readers of pieces that have been halfway free for so many rounds around them, where that sets all of
+    /// the piece free. Whether there was one.
+    fn free_halfway(&mut self, patience: u64) -> bool {
+        let mut freed = false;
+        while let Some((round, piece)) = self.halfway.front().copied()
+            && round + patience <= self.round
+        {
+            self.halfway.pop_front();
+            freed |= self.lead_around(piece);
+        }
+        freed
+    }
+
+    /// Leads all that must be led around a piece so that it can be written, or only waits for what it reads itself.
+    fn lead_around(&mut self, piece: u32) -> bool {
+        let waiting: Vec<u32> = self.endangered(piece).into_iter().filter(|d| !self.own[*d as usize]).collect();
+        let mut found = Vec::new();
+        for d in &waiting {
+            for i in self.reader_start[*d as usize]..self.reader_start[*d as usize + 1] {
+                let reader = self.reader_list[i as usize];
+                if self.done[reader as usize] || self.around.contains(&(reader, *d)) {
+                    continue;
+                }
+                let Some(detours) = self.detours(reader, *d) else { return false };
+                found.push((reader, *d, detours));
+            }
+        }
+        let key = self.need(piece);
+        let any = !found.is_empty();
+        for (reader, d, detours) in found {
+            self.take(reader, d, detours);
+        }
+        if any {
+            self.classify(piece, Some(key));
+        }
+        any
+    }
+
+    /// The detours of a reader around a block, if there are, and its batch can bear them.
+    fn detours(&self, reader: u32, dense: u32) -> Option<Vec<Detour>> {
+        let piece = &self.pieces.list[reader as usize];
+        let written = |bytes: Range<u64>| self.written(&bytes, reader).is_some();
+        let detours = self.elsewhere.around(piece, self.pieces.block(dense), written)?;
+        let ((steps, blocks), had) = (added(&detours), self.schedule.added.get(&reader).copied().unwrap_or_default());
+        let fits =
+            piece.steps + had.0 + steps <= BATCH_STEPS && piece.source_blocks + had.1 + blocks <= SOURCE_BLOCKS;
+        fits.then_some(detours)
+    }
+
+    /// The level behind which bytes of the new image can be read by another piece, if they have been written.
+    fn written(&self, bytes: &Range<u64>, reader: u32) -> Option<u32> {
+        let blocks = blocks_touched(bytes);
+        let (mut count, mut level) = (0, 0);
+        for d in self.pieces.dense(blocks) {
+            let owner = self.pieces.owner[d as usize];
+            if owner == reader || !self.done[owner as usize] {
+                return None;
+            }
+            level = level.max(self.level_of[owner as usize] + 1);
+            count += 1;
+        }
+        (count == blocks.count).then_some(level)
+    }
+
+    /// The reader no longer reads the block, but takes the detours.
+    fn take(&mut self, reader: u32, dense: u32, detours: Vec<Detour>) {
+        let level = detours.iter().filter_map(|d| self.written(&(d.src..d.src + d.len), reader)).max().unwrap_or(0);
+        let not_before = self.not_before.entry(reader).or_default();
+        *not_before = level.max(*not_before);
+        let (steps, blocks) = added(&detours);
+        let sum = self.schedule.added.entry(reader).or_default();
+        *sum = (sum.0 + steps, sum.1 + blocks);
+        self.schedule.detours.extend(detours);
+        self.around.insert((reader, dense));
+        let owner = self.pieces.owner[dense as usize];
+        self.outward[reader as usize] -= 1;
+        self.foreign[dense as usize] -= 1;
+        if self.foreign[dense as usize] == 0 {
+            self.foreign_blocks[owner as usize] -= 1;
         }
     }
 
@@ -417,6 +548,9 @@ impl<'a> State<'a> {
         let readers = self.reader_start[d] as usize..self.reader_start[d + 1] as usize;
         for i in readers {
             let reader = self.reader_list[i] as usize;
+            if self.around.contains(&(reader as u32, block)) {
+                continue;
+            }
             if !self.done[reader] {
                 self.groups[number as usize].pending += 1;
                 if reader as u32 != owner {

@@ -12,7 +12,7 @@ pub struct Recipe {
 }
 
 /// The old bytes that a run reads.
-fn source_of(run: &Run) -> Option<Range<u64>> {
+pub fn source_of(run: &Run) -> Option<Range<u64>> {
     match run.source {
         Source::Copy { src } | Source::Add { src } => Some(src..src + run.len),
         Source::Literal | Source::Zero => None,
