@@ -60,37 +60,49 @@ pub struct Plan {
 /// scratch.
 #[must_use]
 pub fn plan(recipe: &Recipe, images: &Images<'_>, zeros: impl Fn(u64) -> Vec<Extent>) -> Plan {
-    let new_len = images.new_len;
     let mut best: Option<Attempt> = None;
     let mut consider = |attempt: Attempt| {
         if best.as_ref().is_none_or(|best| attempt.cost < best.cost) {
             best = Some(attempt);
         }
-        best.is_some()
     };
     let zeros = Zeros { find: zeros, known: RefCell::default() };
-    let blocks: u64 = recipe.segments(new_len).iter().map(|(extent, _)| extent.count).sum();
-    let mut any = false;
+    let blocks = blocks_of(recipe, images.new_len);
+    let mut smallest = u64::MAX;
     for size in PIECE_BLOCKS {
-        if any && blocks / size > MOST_PIECES {
+        if smallest <= size {
+            continue; // scratch was so scarce that it has been tried
+        }
+        if smallest < u64::MAX && blocks / size > MOST_PIECES {
             break;
         }
-        let Some(base) = attempt(recipe.clone(), images, size, &zeros) else { continue };
+        let Some(base) = attempt(recipe.clone(), images, size, 0, &zeros) else { continue };
+        smallest = base.size;
         let (free, literal) = (base.cost == 0, base.literal);
-        let used = count_blocks(&base.scratch);
-        let more = |wanted| count_blocks(&zeros.first(used + wanted)).saturating_sub(used);
-        for (cut, blocks) in cuts::worth_trying(&base.pieces, &base.schedule, more) {
-            if let Some(attempt) = cut_chains(&base, images, size, (cut, blocks), &zeros) {
-                consider(attempt);
+        let bought = worth_buying(&base, &zeros).and_then(|count| {
+            let mut recipe = recipe.clone();
+            recipe.make_free(Extent { start: 0, count }, images.new_len);
+            attempt(recipe, images, base.size, count, &zeros)
+        });
+        for base in bought.into_iter().chain([base]) {
+            eprintln!("size {size} pieces {} cost {} lit {} saved {} levels {} free {} detours {} zeros {} t {:?}", base.pieces.list.len(), base.cost, base.literal, base.schedule.saved_blocks, base.schedule.levels, base.schedule.free_at_start, base.schedule.detours.len(), count_blocks(&base.scratch), std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs());
+            let used = count_blocks(&base.scratch);
+            let more = |wanted| count_blocks(&zeros.first(used + wanted)).saturating_sub(used);
+            for (cut, blocks) in cuts::worth_trying(&base.pieces, &base.schedule, more) {
+                let res = cut_chains(&base, images, (cut, blocks), &zeros);
+            eprintln!("   {cut:?} {blocks}: {:?}", res.as_ref().map(|a| (a.cost, a.schedule.saved_blocks, a.schedule.levels, a.schedule.detours.len(), a.schedule.actions.len())));
+                if let Some(attempt) = res {
+                    consider(attempt);
+                }
             }
+            consider(base);
         }
-        any = consider(base);
         if free || (size <= LAST_RESORT && literal == 0) {
             break; // cannot be much better
         }
     }
     let Some(best) = best else { return Plan::default() };
-    let batches = batches::group(&best.recipe, &best.pieces, &best.schedule, images.old_len, new_len);
+    let batches = batches::group(&best.recipe, &best.pieces, &best.schedule, images.old_len, images.new_len);
     Plan { batches, zero_scratch: best.scratch }
 }
 
@@ -134,6 +146,8 @@ impl<F: Fn(u64) -> Vec<Extent>> Zeros<F> {
 /// One way to order a recipe.
 struct Attempt {
     recipe: Recipe,
+    /// Blocks in a piece, at the most.
+    size: u64,
     pieces: pieces::Pieces,
     schedule: Schedule,
     scratch: Vec<Extent>,
@@ -147,7 +161,6 @@ struct Attempt {
 fn cut_chains(
     base: &Attempt,
     images: &Images<'_>,
-    size: u64,
     (cut, blocks): (Cut, u64),
     zeros: &Zeros<impl Fn(u64) -> Vec<Extent>>,
 ) -> Option<Attempt> {
@@ -162,7 +175,7 @@ fn cut_chains(
             scratch = zeros.first(wanted);
         }
         // Zero pieces change the numbering, so the pieces to cut at are found again by their place.
-        let pieces = pieces::cut(&base.recipe, &scratch, images.new_len, size);
+        let pieces = pieces::cut(&base.recipe, &scratch, images.new_len, base.size);
         let ahead: Vec<u32> = ahead.iter().filter_map(|piece| base.pieces.same_in(*piece, &pieces)).collect();
         if let Ok(schedule) = order::schedule(&pieces, &ahead, &elsewhere)
             && schedule.levels < base.schedule.levels
@@ -170,22 +183,33 @@ fn cut_chains(
             let used = order::used_scratch(&pieces, &schedule, &scratch);
             let cost = cost(&schedule, &scratch, base.literal);
             if used == scratch || wanted.is_some() {
-                let (recipe, literal) = (base.recipe.clone(), base.literal);
-                return Some(Attempt { recipe, pieces, schedule, scratch, literal, cost });
+                let (recipe, size, literal) = (base.recipe.clone(), base.size, base.literal);
+                return Some(Attempt { recipe, size, pieces, schedule, scratch, literal, cost });
             }
         }
     }
     None
 }
 
-/// Tries with more and more scratch until there is enough.
+/// How many blocks should become literals, to be scratch, although an order was found with less: with n times the scratch,
+/// what moves a little way takes an n-th of the barriers. `None` where there is scratch that costs nothing, or enough.
+fn worth_buying(base: &Attempt, zeros: &Zeros<impl Fn(u64) -> Vec<Extent>>) -> Option<u64> {
+    let has = base.schedule.free_at_start.max(1);
+    let best = (base.schedule.levels * has * BARRIER_BLOCKS / (2 * LITERAL_BLOCKS)).isqrt();
+    let buy = best > 2 * has && count_blocks(&zeros.first(best)) < best;
+    buy.then_some(best)
+}
+
+/// Tries with more and more scratch until there is enough. `literal` blocks of the recipe are literals for that already.
 fn attempt(
     mut recipe: Recipe,
     images: &Images<'_>,
     mut size: u64,
+    mut literal: u64,
     zeros: &Zeros<impl Fn(u64) -> Vec<Extent>>,
 ) -> Option<Attempt> {
-    let (mut scratch, mut wanted, mut literal, mut trimmed) = (Vec::new(), 0u64, 0u64, false);
+    let (mut scratch, mut wanted, mut trimmed) = (Vec::new(), 0u64, false);
+    let most = literal + MOST_LITERAL.max(blocks_of(&recipe, images.new_len) / 512);
     loop {
         let pieces = pieces::cut(&recipe, &scratch, images.new_len, size);
         match order::schedule(&pieces, &[], &Elsewhere::new(&recipe, images)) {
@@ -197,17 +221,19 @@ fn attempt(
                     continue;
                 }
                 let cost = cost(&schedule, &scratch, literal);
-                return Some(Attempt { recipe, pieces, schedule, scratch, literal, cost });
+                return Some(Attempt { recipe, size, pieces, schedule, scratch, literal, cost });
             }
             Err(order::NeedScratch { blocks, near }) => {
+                eprintln!("need size {size} blocks {blocks} near {near} literal {literal}");
                 wanted = wanted.saturating_mul(2).max(blocks).max(4 * BATCH_BLOCKS);
                 let found = zeros.first(wanted);
                 if count_blocks(&found) > count_blocks(&scratch) {
                     scratch = found;
                 } else {
-                    recipe.make_free(Extent { start: near, count: LITERAL_SCRATCH }, images.new_len);
-                    literal += LITERAL_SCRATCH;
-                    if literal > MOST_LITERAL && size > 1 {
+                    let count = literal.max(LITERAL_SCRATCH);
+                    recipe.make_free(Extent { start: near, count }, images.new_len);
+                    literal += count;
+                    if literal > most && size > 1 {
                         return None;
                     }
                     size = size.min(LITERAL_SCRATCH / 2);
@@ -220,6 +246,11 @@ fn attempt(
 fn cost(schedule: &Schedule, scratch: &[Extent], literal: u64) -> u64 {
     let barriers = schedule.levels.saturating_sub(1);
     schedule.saved_blocks + count_blocks(scratch) + barriers * BARRIER_BLOCKS + literal * LITERAL_BLOCKS
+}
+
+/// How many blocks a recipe writes.
+fn blocks_of(recipe: &Recipe, new_len: u64) -> u64 {
+    recipe.segments(new_len).iter().map(|(extent, _)| extent.count).sum()
 }
 
 /// The whole blocks of an image of `len` bytes.

@@ -57,10 +57,32 @@ pub struct NeedScratch {
 struct Group {
     /// Pairs of a saved block and a piece that still has to read it.
     pending: u32,
+    /// What was saved, and where: both ascending.
+    blocks: Vec<u32>,
     slots: Vec<u32>,
     level: u32,
     /// Level from which its scratch may be overwritten.
     free_level: u32,
+}
+
+/// What waits for readers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Halfway {
+    /// A piece, to be written.
+    Piece(u32),
+    /// A save, to give back its scratch.
+    Group(u32),
+}
+
+/// Pieces to save for, by who reads them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Class {
+    /// Nobody else.
+    Alone,
+    /// Others who can be led around it as soon as it is written.
+    Nearly,
+    /// Others.
+    Selfish,
 }
 
 struct State<'a> {
@@ -94,13 +116,19 @@ struct State<'a> {
     not_before: HashMap<u32, u32>,
     /// (piece, dense block) where the piece takes a detour.
     around: HashSet<(u32, u32)>,
-    /// Pieces for some of whose blocks the wait is over, but not for all, with the round in which that was.
-    halfway: VecDeque<(u64, u32)>,
+    /// What some readers need no longer, with the round in which that was, but others still do.
+    halfway: VecDeque<(u64, Halfway)>,
     round: u64,
     queued: Vec<bool>,
     ready: VecDeque<u32>,
     /// Pieces that only wait for saves of what they read themselves.
     selfish: VecDeque<u32>,
+    /// Those of them that nobody else reads, apart from blocks that they read themselves.
+    alone: VecDeque<u32>,
+    /// Waiting pieces of which some reader has read what it needs, but others have not: the last one last.
+    nearly: Vec<u32>,
+    /// Whether a piece is among the selfish.
+    is_selfish: Vec<bool>,
     /// All other waiting pieces, by the number of blocks to save.
     stuck: BTreeSet<(u32, u32)>,
     leaves: Vec<u32>,
@@ -122,11 +150,7 @@ pub fn schedule(pieces: &Pieces, ahead: &[u32], elsewhere: &Elsewhere<'_>) -> Re
             state.run_round();
         }
         if state.free_halfway(0) {
-        } else if !state.selfish.is_empty() {
-            state.save_selfish()?;
-        } else if let Some(piece) = state.cheapest_in_a_cycle() {
-            state.save(&[piece])?;
-        } else {
+        } else if !state.save_some()? {
             break;
         }
     }
@@ -182,6 +206,9 @@ impl<'a> State<'a> {
             queued: vec![false; count],
             ready: VecDeque::new(),
             selfish: VecDeque::new(),
+            alone: VecDeque::new(),
+            nearly: Vec::new(),
+            is_selfish: vec![false; count],
             stuck: BTreeSet::new(),
             leaves: Vec::new(),
             pool: VecDeque::new(),
@@ -286,7 +313,9 @@ impl<'a> State<'a> {
             self.ready.push_back(piece);
         } else if self.own_blocks[i] > 0 && self.mostly_own(piece) {
             self.queued[i] = true;
+            self.is_selfish[i] = true;
             self.selfish.push_back(piece);
+            self.note_alone(piece);
         } else {
             self.stuck.insert((self.need(piece), piece));
         }
@@ -371,13 +400,9 @@ impl<'a> State<'a> {
         let d = read as usize;
         let group = self.group_of[d];
         if group != NONE {
-            let group = &mut self.groups[group as usize];
-            group.free_level = group.free_level.max(level + 1);
-            group.pending -= 1;
-            if group.pending == 0 {
-                self.pool.extend(&group.slots);
-            }
-            return;
+            self.groups[group as usize].free_level = self.groups[group as usize].free_level.max(level + 1);
+            self.leave_group(group);
+            return self.note_halfway(Halfway::Group(group));
         }
         self.free_level[d] = self.free_level[d].max(level + 1);
         let owner = self.pieces.owner[d];
@@ -387,34 +412,57 @@ impl<'a> State<'a> {
             if self.foreign[d] == 0 {
                 self.foreign_blocks[owner as usize] -= 1;
                 self.classify(owner, Some(key));
+                self.note_alone(owner);
             }
-            self.note_halfway(owner);
+            if self.foreign_blocks[owner as usize] > 0 && self.nearly.last() != Some(&owner) {
+                self.nearly.push(owner);
+            }
+            self.note_halfway(Halfway::Piece(owner));
         }
     }
 
-    fn note_halfway(&mut self, piece: u32) {
-        let waits = self.foreign_blocks[piece as usize] > 0 && !self.done[piece as usize];
-        if waits && self.halfway.back() != Some(&(self.round, piece)) {
-            self.halfway.push_back((self.round, piece));
+    /// One reader less needs what was saved.
+    fn leave_group(&mut self, group: u32) {
+        let group = &mut self.groups[group as usize];
+        group.pending -= 1;
+        if group.pending == 0 {
+            self.pool.extend(&group.slots);
         }
     }
 
-    /// Leads the readers of pieces that have been halfway free for so many rounds around them, where that sets all of
-    /// the piece free. Whether there was one.
+    fn waits(&self, what: Halfway) -> bool {
+        match what {
+            Halfway::Piece(piece) => self.foreign_blocks[piece as usize] > 0,
+            Halfway::Group(group) => self.groups[group as usize].pending > 0,
+        }
+    }
+
+    fn note_halfway(&mut self, what: Halfway) {
+        if self.waits(what) && self.halfway.back() != Some(&(self.round, what)) {
+            self.halfway.push_back((self.round, what));
+        }
+    }
+
+    /// Leads the readers around what has been halfway free for so many rounds, where that sets it free. Whether there was
+    /// such a thing.
     fn free_halfway(&mut self, patience: u64) -> bool {
         let mut freed = false;
-        while let Some((round, piece)) = self.halfway.front().copied()
+        while let Some((round, what)) = self.halfway.front().copied()
             && round + patience <= self.round
         {
             self.halfway.pop_front();
-            freed |= self.lead_around(piece);
+            freed |= self.waits(what) && self.lead_around(what);
         }
         freed
     }
 
-    /// Leads all that must be led around a piece so that it can be written, or only waits for what it reads itself.
-    fn lead_around(&mut self, piece: u32) -> bool {
-        let waiting: Vec<u32> = self.endangered(piece).into_iter().filter(|d| !self.own[*d as usize]).collect();
+    /// Leads all that must be led around a piece so that it can be written, or only waits for what it reads itself; or
+    /// around what was saved.
+    fn lead_around(&mut self, what: Halfway) -> bool {
+        let waiting: Vec<u32> = match what {
+            Halfway::Piece(piece) => self.endangered(piece).into_iter().filter(|d| !self.own[*d as usize]).collect(),
+            Halfway::Group(group) => self.groups[group as usize].blocks.clone(),
+        };
         let mut found = Vec::new();
         for d in &waiting {
             for i in self.reader_start[*d as usize]..self.reader_start[*d as usize + 1] {
@@ -422,25 +470,51 @@ impl<'a> State<'a> {
                 if self.done[reader as usize] || self.around.contains(&(reader, *d)) {
                     continue;
                 }
-                let Some(detours) = self.detours(reader, *d) else { return false };
+                let Some(detours) = self.detours(reader, *d, NONE) else { return false };
                 found.push((reader, *d, detours));
             }
         }
-        let key = self.need(piece);
-        let any = !found.is_empty();
+        if found.is_empty() {
+            return false;
+        }
+        let key = if let Halfway::Piece(piece) = what { self.need(piece) } else { 0 };
         for (reader, d, detours) in found {
-            self.take(reader, d, detours);
+            self.take(reader, &detours);
+            self.schedule.detours.extend(detours);
+            self.around.insert((reader, d));
+            match what {
+                Halfway::Piece(piece) => {
+                    self.outward[reader as usize] -= 1;
+                    self.foreign[d as usize] -= 1;
+                    self.foreign_blocks[piece as usize] -= u32::from(self.foreign[d as usize] == 0);
+                }
+                Halfway::Group(group) => self.leave_group(group),
+            }
         }
-        if any {
+        if let Halfway::Piece(piece) = what {
             self.classify(piece, Some(key));
+            self.note_alone(piece);
+            self.nearly.push(piece);
         }
-        any
+        true
     }
 
-    /// The detours of a reader around a block, if there are, and its batch can bear them.
-    fn detours(&self, reader: u32, dense: u32) -> Option<Vec<Detour>> {
+    /// Whether all who still read a piece can be led around it once it is written.
+    fn around_when_written(&self, piece: u32) -> bool {
+        self.endangered(piece).into_iter().all(|d| {
+            let readers = self.reader_start[d as usize]..self.reader_start[d as usize + 1];
+            readers.into_iter().map(|i| self.reader_list[i as usize]).all(|reader| {
+                let reads = reader != piece && !self.done[reader as usize] && !self.around.contains(&(reader, d));
+                !reads || self.detours(reader, d, piece).is_some()
+            })
+        })
+    }
+
+    /// The detours of a reader around a block, if there are, and its batch can bear them, when what has been written is
+    /// written and another piece, too.
+    fn detours(&self, reader: u32, dense: u32, too: u32) -> Option<Vec<Detour>> {
         let piece = &self.pieces.list[reader as usize];
-        let written = |bytes: Range<u64>| self.written(&bytes, reader).is_some();
+        let written = |bytes: Range<u64>| self.written(&bytes, reader, too).is_some();
         let detours = self.elsewhere.around(piece, self.pieces.block(dense), written)?;
         let ((steps, blocks), had) = (added(&detours), self.schedule.added.get(&reader).copied().unwrap_or_default());
         let fits =
@@ -449,12 +523,12 @@ impl<'a> State<'a> {
     }
 
     /// The level behind which bytes of the new image can be read by another piece, if they have been written.
-    fn written(&self, bytes: &Range<u64>, reader: u32) -> Option<u32> {
+    fn written(&self, bytes: &Range<u64>, reader: u32, too: u32) -> Option<u32> {
         let blocks = blocks_touched(bytes);
         let (mut count, mut level) = (0, 0);
         for d in self.pieces.dense(blocks) {
             let owner = self.pieces.owner[d as usize];
-            if owner == reader || !self.done[owner as usize] {
+            if owner == reader || !(self.done[owner as usize] || owner == too) {
                 return None;
             }
             level = level.max(self.level_of[owner as usize] + 1);
@@ -463,22 +537,14 @@ impl<'a> State<'a> {
         (count == blocks.count).then_some(level)
     }
 
-    /// The reader no longer reads the block, but takes the detours.
-    fn take(&mut self, reader: u32, dense: u32, detours: Vec<Detour>) {
-        let level = detours.iter().filter_map(|d| self.written(&(d.src..d.src + d.len), reader)).max().unwrap_or(0);
+    /// The reader takes these detours.
+    fn take(&mut self, reader: u32, detours: &[Detour]) {
+        let level = detours.iter().filter_map(|d| self.written(&(d.src..d.src + d.len), reader, NONE)).max().unwrap_or(0);
         let not_before = self.not_before.entry(reader).or_default();
         *not_before = level.max(*not_before);
-        let (steps, blocks) = added(&detours);
+        let (steps, blocks) = added(detours);
         let sum = self.schedule.added.entry(reader).or_default();
         *sum = (sum.0 + steps, sum.1 + blocks);
-        self.schedule.detours.extend(detours);
-        self.around.insert((reader, dense));
-        let owner = self.pieces.owner[dense as usize];
-        self.outward[reader as usize] -= 1;
-        self.foreign[dense as usize] -= 1;
-        if self.foreign[dense as usize] == 0 {
-            self.foreign_blocks[owner as usize] -= 1;
-        }
     }
 
     /// The blocks of a piece that somebody still reads.
@@ -488,20 +554,87 @@ impl<'a> State<'a> {
         self.blocks_of(piece).filter(wanted).collect()
     }
 
-    /// Saves for as many selfish pieces as the free scratch allows, in saves of up to a batch.
-    fn save_selfish(&mut self) -> Result<(), NeedScratch> {
-        let (mut chosen, mut blocks) = (Vec::new(), 0);
-        while let Some(piece) = self.selfish.front().copied() {
+    /// Saves what keeps pieces from being written, as much as the free scratch allows, in a save of up to a batch. Whether
+    /// there was anything to save.
+    fn save_some(&mut self) -> Result<bool, NeedScratch> {
+        let (mut chosen, mut blocks, mut first) = (Vec::new(), 0, None);
+        // How often others that are not chosen read pieces that the chosen ones read.
+        let mut readers: HashMap<u32, u32> = HashMap::new();
+        while let Some((piece, class)) = self.next_to_save(&chosen) {
             let need = self.endangered(piece).len();
             let full = blocks + need > BATCH_BLOCKS as usize || blocks + need > self.pool.len();
-            if full && !chosen.is_empty() {
+            // A save is over when all of it has been read: nobody who waits long shall keep the scratch of the others.
+            if !chosen.is_empty() && (full || first != Some(class)) {
+                self.put_back(piece, class);
                 break;
             }
-            self.selfish.pop_front();
+            first = Some(class);
+            self.is_selfish[piece as usize] = false;
             chosen.push(piece);
             blocks += need;
+            self.note_neighbours(piece, &mut readers);
         }
-        self.save(&chosen)
+        if chosen.is_empty() {
+            chosen.extend(self.cheapest_in_a_cycle());
+        }
+        self.save(&chosen)?;
+        Ok(!chosen.is_empty())
+    }
+
+    /// Selfish pieces that only chosen pieces read are alone, too, when `piece` has been chosen.
+    fn note_neighbours(&mut self, piece: u32, readers: &mut HashMap<u32, u32>) {
+        for read in self.reads_of(piece).collect::<Vec<u32>>() {
+            let owner = self.pieces.owner[read as usize];
+            if owner != piece && self.group_of[read as usize] == NONE && self.is_selfish[owner as usize] {
+                let all = || self.blocks_of(owner).map(|d| self.foreign[d as usize]).sum();
+                let left = readers.entry(owner).or_insert_with(all);
+                *left -= 1;
+                if *left == 0 {
+                    self.alone.push_back(owner);
+                }
+            }
+        }
+    }
+
+    /// The next piece to save for, behind those that have been chosen.
+    ///
+    /// Where what moves a little way overlaps itself, all pieces are selfish, and each but the last is read by the next.
+    /// From the last one on, scratch is free again as soon as what was saved there is written.
+    fn next_to_save(&mut self, chosen: &[u32]) -> Option<(u32, Class)> {
+        let is_selfish = &self.is_selfish;
+        let next = |list: &mut VecDeque<u32>| {
+            while list.front().is_some_and(|piece| !is_selfish[*piece as usize]) {
+                list.pop_front();
+            }
+            list.pop_front()
+        };
+        if let Some(piece) = next(&mut self.alone) {
+            return Some((piece, Class::Alone));
+        }
+        let rest = next(&mut self.selfish);
+        while let Some(piece) = self.nearly.pop() {
+            let waits = !self.taken[piece as usize] && self.need(piece) > 0 && !chosen.contains(&piece);
+            if waits && self.around_when_written(piece) {
+                self.selfish.extend(rest);
+                self.selfish.rotate_right(usize::from(rest.is_some()));
+                return Some((piece, Class::Nearly));
+            }
+        }
+        rest.map(|piece| (piece, Class::Selfish))
+    }
+
+    fn put_back(&mut self, piece: u32, class: Class) {
+        match class {
+            Class::Alone => self.alone.push_front(piece),
+            Class::Nearly => self.nearly.push(piece),
+            Class::Selfish => self.selfish.push_front(piece),
+        }
+    }
+
+    fn note_alone(&mut self, piece: u32) {
+        if self.is_selfish[piece as usize] && self.foreign_blocks[piece as usize] == 0 {
+            self.alone.push_back(piece);
+        }
     }
 
     /// Saves everything that somebody still reads of these pieces, as one group.
@@ -511,6 +644,12 @@ impl<'a> State<'a> {
             return Ok(());
         }
         if blocks.len() > self.pool.len() {
+            if std::env::var("DBG").is_ok() {eprintln!("chosen {:?} endangered {:?}", chosen, self.endangered(chosen[0]).iter().map(|d| (*d, self.own[*d as usize], self.foreign[*d as usize], (self.reader_start[*d as usize]..self.reader_start[*d as usize+1]).map(|i| {let r=self.reader_list[i as usize]; (r, self.done[r as usize], self.need(r))}).collect::<Vec<_>>())).take(3).collect::<Vec<_>>());
+                for g in self.groups.iter().filter(|g| g.pending > 0) {
+                 eprintln!("  group {:?}..{:?} level {} pending {}", g.blocks.first(), g.blocks.last(), g.level, g.pending);
+                 for d in &g.blocks { for i in self.reader_start[*d as usize]..self.reader_start[*d as usize+1] { let r=self.reader_list[i as usize]; if !self.done[r as usize] && !self.around.contains(&(r,*d)) { eprintln!("    block {d} owner {} done {} reader {r} need {} own {} foreign {} selfish {} detour {:?}", self.pieces.owner[*d as usize], self.done[self.pieces.owner[*d as usize] as usize], self.need(r), self.own_blocks[r as usize], self.foreign_blocks[r as usize], self.is_selfish[r as usize], self.detours(r,*d, NONE).is_some()) } } }
+                }
+                eprintln!("round {} chosen {} need {:?} own {:?} foreign {:?} pool {} done {} of {} detours {} saved {} groups pending {:?} leaves {}", self.round, chosen.len(), blocks.len(), self.own_blocks[chosen[0] as usize], self.foreign_blocks[chosen[0] as usize], self.pool.len(), self.done.iter().filter(|d| **d).count(), self.done.len(), self.schedule.detours.len(), self.schedule.saved_blocks, self.groups.iter().filter(|g| g.pending>0).map(|g| (g.pending, g.slots.len())).collect::<Vec<_>>(), self.leaves.len());}
             let near = blocks.first().map_or(0, |d| self.pieces.block(*d));
             return Err(NeedScratch { blocks: blocks.len() as u64, near });
         }
@@ -518,10 +657,11 @@ impl<'a> State<'a> {
         slots.sort_unstable();
         let level = slots.iter().map(|slot| self.overwrite_level(*slot)).max().unwrap_or(0);
         let number = self.groups.len() as u32;
-        self.groups.push(Group { pending: 0, slots: slots.clone(), level, free_level: level + 1 });
         let mut pairs = Vec::with_capacity(blocks.len());
         let mut sorted = blocks;
         sorted.sort_unstable();
+        let (blocks, places) = (sorted.clone(), slots.clone());
+        self.groups.push(Group { pending: 0, blocks, slots: places, level, free_level: level + 1 });
         for (block, slot) in sorted.into_iter().zip(slots) {
             self.save_block(block, slot, number, level);
             pairs.push((block, slot));
