@@ -167,8 +167,8 @@ impl StepReader {
         };
         let Some(space) = kind.space() else { return Ok(Step { kind, dst, len, src: 0 }) };
         let coded = self.sources.signed()?;
-        // A new source lies before what it produces, so that the new image can also be made front to back.
-        let limit = if space == Space::Old { self.bounds.old_len } else { dst };
+        // That a new source is there already is for the order to say, see [P-9].
+        let limit = if space == Space::Old { self.bounds.old_len } else { self.bounds.new_len };
         let src = self.prediction.decode(space, dst, coded);
         match src.filter(|src| src.checked_add(len).is_some_and(|end| end <= limit)) {
             Some(src) => Ok(Step { kind, dst, len, src }),

@@ -85,12 +85,10 @@ pub fn plan(recipe: &Recipe, images: &Images<'_>, zeros: impl Fn(u64) -> Vec<Ext
             attempt(recipe, images, base.size, count, &zeros)
         });
         for base in bought.into_iter().chain([base]) {
-            eprintln!("size {size} pieces {} cost {} lit {} saved {} levels {} free {} detours {} zeros {} t {:?}", base.pieces.list.len(), base.cost, base.literal, base.schedule.saved_blocks, base.schedule.levels, base.schedule.free_at_start, base.schedule.detours.len(), count_blocks(&base.scratch), std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs());
             let used = count_blocks(&base.scratch);
             let more = |wanted| count_blocks(&zeros.first(used + wanted)).saturating_sub(used);
             for (cut, blocks) in cuts::worth_trying(&base.pieces, &base.schedule, more) {
                 let res = cut_chains(&base, images, (cut, blocks), &zeros);
-            eprintln!("   {cut:?} {blocks}: {:?}", res.as_ref().map(|a| (a.cost, a.schedule.saved_blocks, a.schedule.levels, a.schedule.detours.len(), a.schedule.actions.len())));
                 if let Some(attempt) = res {
                     consider(attempt);
                 }
@@ -224,7 +222,6 @@ fn attempt(
                 return Some(Attempt { recipe, size, pieces, schedule, scratch, literal, cost });
             }
             Err(order::NeedScratch { blocks, near }) => {
-                eprintln!("need size {size} blocks {blocks} near {near} literal {literal}");
                 wanted = wanted.saturating_mul(2).max(blocks).max(4 * BATCH_BLOCKS);
                 let found = zeros.first(wanted);
                 if count_blocks(&found) > count_blocks(&scratch) {

@@ -644,12 +644,6 @@ impl<'a> State<'a> {
             return Ok(());
         }
         if blocks.len() > self.pool.len() {
-            if std::env::var("DBG").is_ok() {eprintln!("chosen {:?} endangered {:?}", chosen, self.endangered(chosen[0]).iter().map(|d| (*d, self.own[*d as usize], self.foreign[*d as usize], (self.reader_start[*d as usize]..self.reader_start[*d as usize+1]).map(|i| {let r=self.reader_list[i as usize]; (r, self.done[r as usize], self.need(r))}).collect::<Vec<_>>())).take(3).collect::<Vec<_>>());
-                for g in self.groups.iter().filter(|g| g.pending > 0) {
-                 eprintln!("  group {:?}..{:?} level {} pending {}", g.blocks.first(), g.blocks.last(), g.level, g.pending);
-                 for d in &g.blocks { for i in self.reader_start[*d as usize]..self.reader_start[*d as usize+1] { let r=self.reader_list[i as usize]; if !self.done[r as usize] && !self.around.contains(&(r,*d)) { eprintln!("    block {d} owner {} done {} reader {r} need {} own {} foreign {} selfish {} detour {:?}", self.pieces.owner[*d as usize], self.done[self.pieces.owner[*d as usize] as usize], self.need(r), self.own_blocks[r as usize], self.foreign_blocks[r as usize], self.is_selfish[r as usize], self.detours(r,*d, NONE).is_some()) } } }
-                }
-                eprintln!("round {} chosen {} need {:?} own {:?} foreign {:?} pool {} done {} of {} detours {} saved {} groups pending {:?} leaves {}", self.round, chosen.len(), blocks.len(), self.own_blocks[chosen[0] as usize], self.foreign_blocks[chosen[0] as usize], self.pool.len(), self.done.iter().filter(|d| **d).count(), self.done.len(), self.schedule.detours.len(), self.schedule.saved_blocks, self.groups.iter().filter(|g| g.pending>0).map(|g| (g.pending, g.slots.len())).collect::<Vec<_>>(), self.leaves.len());}
             let near = blocks.first().map_or(0, |d| self.pieces.block(*d));
             return Err(NeedScratch { blocks: blocks.len() as u64, near });
         }
