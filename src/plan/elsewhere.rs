@@ -37,12 +37,17 @@ pub struct Elsewhere<'a> {
 }
 
 impl<'a> Elsewhere<'a> {
+    /// For a schedule without detours.
+    pub fn nowhere(recipe: &'a Recipe, images: &Images<'a>) -> Self {
+        Self { recipe, new_len: images.new_len, same: images.same, copies: Vec::new() }
+    }
+
     /// Of this recipe.
     pub fn new(recipe: &'a Recipe, images: &Images<'a>) -> Self {
         let copy = |run| source_of(run).map(|source| (source.start, run.len, run.dst));
         let mut copies: Vec<_> = recipe.runs().iter().filter_map(copy).collect();
         copies.sort_unstable();
-        Self { recipe, new_len: images.new_len, same: images.same, copies }
+        Self { copies, ..Self::nowhere(recipe, images) }
     }
 
     /// The detours by which a piece need not read an old block. `written` says whether bytes of the new image are there

@@ -41,7 +41,7 @@ const BARRIER_BLOCKS: u64 = 100;
 /// What a block costs that becomes a literal, in blocks written: the delta grows, on every device it is shipped to.
 const LITERAL_BLOCKS: u64 = 400;
 /// Smaller pieces are not tried where there would be more: each takes some 300 bytes.
-const MOST_PIECES: u64 = 1 << 20;
+const MOST_PIECES: u64 = 1 << 18;
 /// Blocks turned into literals where the target has no free block for scratch (delta grows by up to twice that).
 const LITERAL_SCRATCH: u64 = 64;
 
@@ -148,6 +148,8 @@ struct Attempt {
     size: u64,
     pieces: pieces::Pieces,
     schedule: Schedule,
+    /// Whether readers may be led to where the new image has what they read.
+    detours: bool,
     scratch: Vec<Extent>,
     /// Blocks turned into literals for want of scratch.
     literal: u64,
@@ -163,7 +165,7 @@ fn cut_chains(
     zeros: &Zeros<impl Fn(u64) -> Vec<Extent>>,
 ) -> Option<Attempt> {
     let ahead = cut.pieces(&base.schedule);
-    let elsewhere = Elsewhere::new(&base.recipe, images);
+    let elsewhere = if base.detours { Elsewhere::new } else { Elsewhere::nowhere }(&base.recipe, images);
     let (mut scratch, free) = (base.scratch.clone(), base.schedule.free_at_start);
     let more = count_blocks(&scratch) + blocks.saturating_sub(free);
     // With too little scratch only some of it would be saved ahead.
@@ -181,8 +183,9 @@ fn cut_chains(
             let used = order::used_scratch(&pieces, &schedule, &scratch);
             let cost = cost(&schedule, &scratch, base.literal);
             if used == scratch || wanted.is_some() {
-                let (recipe, size, literal) = (base.recipe.clone(), base.size, base.literal);
-                return Some(Attempt { recipe, size, pieces, schedule, scratch, literal, cost });
+                let (size, detours, literal) = (base.size, base.detours, base.literal);
+                let recipe = base.recipe.clone();
+                return Some(Attempt { recipe, size, pieces, schedule, detours, scratch, literal, cost });
             }
         }
     }
@@ -211,7 +214,14 @@ fn attempt(
     loop {
         let pieces = pieces::cut(&recipe, &scratch, images.new_len, size);
         match order::schedule(&pieces, &[], &Elsewhere::new(&recipe, images)) {
-            Ok(schedule) => {
+            Ok(mut schedule) => {
+                // Where there is scratch enough, detours may cost barriers, and save little.
+                let direct = (literal == 0 && !schedule.detours.is_empty())
+                    .then(|| order::schedule(&pieces, &[], &Elsewhere::nowhere(&recipe, images)).ok())
+                    .flatten()
+                    .filter(|direct| cost(direct, &scratch, 0) < cost(&schedule, &scratch, 0));
+                let detours = direct.is_none();
+                schedule = direct.unwrap_or(schedule);
                 let used = order::used_scratch(&pieces, &schedule, &scratch);
                 if used != scratch && !trimmed {
                     // Zero blocks that no save needed need not be written at all.
@@ -219,7 +229,7 @@ fn attempt(
                     continue;
                 }
                 let cost = cost(&schedule, &scratch, literal);
-                return Some(Attempt { recipe, size, pieces, schedule, scratch, literal, cost });
+                return Some(Attempt { recipe, size, pieces, schedule, detours, scratch, literal, cost });
             }
             Err(order::NeedScratch { blocks, near }) => {
                 wanted = wanted.saturating_mul(2).max(blocks).max(4 * BATCH_BLOCKS);
