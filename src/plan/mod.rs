@@ -40,7 +40,7 @@ const MOST_LITERAL: u64 = 16 * LITERAL_SCRATCH;
 const BARRIER_BLOCKS: u64 = 100;
 /// What a block costs that becomes a literal, in blocks written: the delta grows, on every device it is shipped to.
 const LITERAL_BLOCKS: u64 = 400;
-/// Smaller pieces are not tried where there would be more: each takes some 300 bytes.
+/// Smaller pieces are not tried where there would be more, if larger ones did: each takes some 300 bytes.
 const MOST_PIECES: u64 = 1 << 18;
 /// Blocks turned into literals where the target has no free block for scratch (delta grows by up to twice that).
 const LITERAL_SCRATCH: u64 = 64;
@@ -54,8 +54,7 @@ pub struct Plan {
     pub zero_scratch: Vec<Extent>,
 }
 
-/// Plans the in-place application of a recipe for images of `old_len` and `new_len` bytes. `zeros` yields, for a wanted
-/// number of blocks, extents of whole blocks that are zero in both images and outside what the recipe writes, fewer
+/// Plans the in-place application of a recipe. `zeros` yields, for a wanted number of blocks, extents of whole blocks that are zero in both images and outside what the recipe writes, fewer
 /// where there are not so many; always the first ones. Blocks become literals where the target has nothing else for
 /// scratch.
 #[must_use]
@@ -87,12 +86,8 @@ pub fn plan(recipe: &Recipe, images: &Images<'_>, zeros: impl Fn(u64) -> Vec<Ext
         for base in bought.into_iter().chain([base]) {
             let used = count_blocks(&base.scratch);
             let more = |wanted| count_blocks(&zeros.first(used + wanted)).saturating_sub(used);
-            for (cut, blocks) in cuts::worth_trying(&base.pieces, &base.schedule, more) {
-                let res = cut_chains(&base, images, (cut, blocks), &zeros);
-                if let Some(attempt) = res {
-                    consider(attempt);
-                }
-            }
+            let cuts = cuts::worth_trying(&base.pieces, &base.schedule, more).into_iter();
+            cuts.filter_map(|cut| cut_chains(&base, images, cut, &zeros)).for_each(&mut consider);
             consider(base);
         }
         if free || (size <= LAST_RESORT && literal == 0) {

@@ -100,7 +100,7 @@ impl State<'_> {
             if owner != piece && self.group_of[read as usize] == NONE && self.is_selfish[owner as usize] {
                 let all = || self.blocks_of(owner).map(|d| self.foreign[d as usize]).sum();
                 let left = readers.entry(owner).or_insert_with(all);
-                *left -= 1;
+                *left = left.saturating_sub(1);
                 if *left == 0 {
                     self.alone.push_back(owner);
                 }
@@ -165,6 +165,7 @@ impl State<'_> {
         self.schedule.actions.push((level, Action::Save(pairs)));
         for piece in chosen {
             self.queued[*piece as usize] = false;
+            self.is_selfish[*piece as usize] = false;
             let key = self.need(*piece);
             self.classify(*piece, Some(key));
         }
