@@ -17,7 +17,7 @@ use crate::matcher;
 use crate::monitor::Monitor;
 use crate::opening::{Opening, open_image, open_pair};
 use crate::outlet::{Outlet, unpack_folder};
-use crate::plan::{self, Recipe, volatile_blocks};
+use crate::plan::{self, Images, Recipe, volatile_blocks};
 use crate::recode::{Recoding, recode};
 use crate::sign::read_signature;
 use crate::signature::SignatureFile;
@@ -258,7 +258,12 @@ fn plan_recipe(
         .collect();
     recipe.make_literal(&merged(cheap));
     let zeros = |wanted| zero_blocks(new, zeros_to.min(new.len()), &comparison.changed, wanted);
-    plan::plan(&recipe, old.len() as u64, new.len(), zeros).batches
+    let same = |a: u64, b: u64, len: u64| {
+        let there = old.get(a as usize..(a + len) as usize);
+        there.is_some() && there == new.bytes.get(b as usize..(b + len) as usize)
+    };
+    let images = Images { old_len: old.len() as u64, new_len: new.len(), same: &same };
+    plan::plan(&recipe, &images, zeros).batches
 }
 
 /// Extents with short gaps between them closed: matches may run across a few zero blocks.

@@ -129,7 +129,7 @@ impl Memory {
         // Bitmaps: touched twice, written, final, in flight. Digests: of the old and of the new image.
         let bitmaps = self.footprint.pages.saturating_mul(5 * 4200);
         let digests = self.footprint.nodes.saturating_mul(256);
-        let saves = self.footprint.live.saturating_mul(176).saturating_add(self.footprint.parts.saturating_mul(48));
+        let saves = self.footprint.live.saturating_mul(176).saturating_add(self.footprint.parts.saturating_mul(24));
         self.fixed.saturating_add(bitmaps).saturating_add(digests).saturating_add(saves).max(self.announced)
     }
 

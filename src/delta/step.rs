@@ -339,8 +339,8 @@ impl StepReader {
 
     fn source(&mut self, space: Space, dst: u64, len: u64) -> Result<u64, DeltaError> {
         let coded = self.sources.signed()?;
-        // A new source lies before what it produces, so that the new image can also be made front to back.
-        let limit = if space == Space::Old { self.bounds.old_len } else { dst };
+        // That a new source is there already is for the order to say, see [P-9].
+        let limit = if space == Space::Old { self.bounds.old_len } else { self.bounds.new_len };
         let src = self.prediction.decode(space, dst, coded);
         src.filter(|src| src.checked_add(len).is_some_and(|end| end <= limit)).ok_or_else(|| {
             DeltaError::field("step source", src.unwrap_or(u64::MAX), format!("{len} bytes before {limit}"))

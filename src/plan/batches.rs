@@ -1,5 +1,6 @@
 //! Batches: the actions of a schedule grouped by level, with a barrier before each level but the first.
 
+use super::elsewhere::divert;
 use super::order::{Action, Schedule};
 use super::pieces::{Piece, Pieces};
 use super::recipe::Recipe;
@@ -31,12 +32,13 @@ pub fn group(recipe: &Recipe, pieces: &Pieces, schedule: &Schedule, old_len: u64
         }
         match action {
             Action::Save(pairs) => batches.push(save(pieces, pairs, old_len)),
-            Action::Piece(piece) => {
-                let piece = &pieces.list[*piece as usize];
-                if !open.has_room_for(piece) {
+            Action::Piece(number) => {
+                let piece = &pieces.list[*number as usize];
+                let added = schedule.added.get(number).copied().unwrap_or_default();
+                if !open.has_room_for(piece, added) {
                     batches.push(NewBatch { zero: piece.zero, ..NewBatch::default() });
                 }
-                open.add(piece);
+                open.add(piece, added);
                 if let Some(batch) = batches.last_mut() {
                     batch.extents.extend(&piece.extents);
                 }
@@ -51,6 +53,7 @@ pub fn group(recipe: &Recipe, pieces: &Pieces, schedule: &Schedule, old_len: u64
         merge_extents(&mut batch.extents);
         if !batch.save && !batch.zero {
             batch.extents.iter().for_each(|extent| recipe.steps(extent, new_len, &mut batch.steps));
+            batch.steps = divert(std::mem::take(&mut batch.steps), &schedule.detours);
         }
     }
     batches
@@ -67,22 +70,23 @@ struct Open {
 }
 
 impl Open {
-    fn has_room_for(&self, piece: &Piece) -> bool {
+    /// `added` are steps and blocks that the piece has and reads besides.
+    fn has_room_for(&self, piece: &Piece, added: (usize, u64)) -> bool {
         let blocks = count_blocks(&piece.extents);
         let fits = self.blocks + blocks <= BATCH_BLOCKS
-            && self.sources + piece.source_blocks <= SOURCE_BLOCKS
-            && self.steps + piece.steps <= BATCH_STEPS;
+            && self.sources + piece.source_blocks + added.1 <= SOURCE_BLOCKS
+            && self.steps + piece.steps + added.0 <= BATCH_STEPS;
         self.started && (piece.zero || fits)
     }
 
-    fn add(&mut self, piece: &Piece) {
-        if !self.has_room_for(piece) {
+    fn add(&mut self, piece: &Piece, added: (usize, u64)) {
+        if !self.has_room_for(piece, added) {
             (self.blocks, self.sources, self.steps) = (0, 0, 0);
         }
         self.started = true;
         self.blocks += count_blocks(&piece.extents);
-        self.sources += piece.source_blocks;
-        self.steps += piece.steps;
+        self.sources += piece.source_blocks + added.1;
+        self.steps += piece.steps + added.0;
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod batches;
 mod cuts;
+mod elsewhere;
 mod order;
 mod pieces;
 mod recipe;
@@ -17,6 +18,7 @@ pub use volatile::volatile_blocks;
 use crate::delta::writer::NewBatch;
 use crate::units::{BLOCK, Extent, count_blocks};
 use cuts::Cut;
+use elsewhere::{Elsewhere, Same};
 use order::Schedule;
 use std::cell::RefCell;
 
@@ -38,8 +40,8 @@ const MOST_LITERAL: u64 = 16 * LITERAL_SCRATCH;
 const BARRIER_BLOCKS: u64 = 100;
 /// What a block costs that becomes a literal, in blocks written: the delta grows, on every device it is shipped to.
 const LITERAL_BLOCKS: u64 = 400;
-/// Smaller pieces are not tried where there would be more: each takes some 300 bytes.
-const MOST_PIECES: u64 = 1 << 20;
+/// Smaller pieces are not tried where there would be more, if larger ones did: each takes some 300 bytes.
+const MOST_PIECES: u64 = 1 << 18;
 /// Blocks turned into literals where the target has no free block for scratch (delta grows by up to twice that).
 const LITERAL_SCRATCH: u64 = 64;
 
@@ -52,45 +54,63 @@ pub struct Plan {
     pub zero_scratch: Vec<Extent>,
 }
 
-/// Plans the in-place application of a recipe for images of `old_len` and `new_len` bytes. `zeros` yields, for a wanted
-/// number of blocks, extents of whole blocks that are zero in both images and outside what the recipe writes, fewer
+/// Plans the in-place application of a recipe. `zeros` yields, for a wanted number of blocks, extents of whole blocks that are zero in both images and outside what the recipe writes, fewer
 /// where there are not so many; always the first ones. Blocks become literals where the target has nothing else for
 /// scratch.
 #[must_use]
-pub fn plan(recipe: &Recipe, old_len: u64, new_len: u64, zeros: impl Fn(u64) -> Vec<Extent>) -> Plan {
+pub fn plan(recipe: &Recipe, images: &Images<'_>, zeros: impl Fn(u64) -> Vec<Extent>) -> Plan {
     let mut best = None;
     let zeros = Zeros { find: zeros, known: RefCell::default() };
-    let blocks: u64 = recipe.segments(new_len).iter().map(|(extent, _)| extent.count).sum();
-    let mut any = false;
+    let blocks = blocks_of(recipe, images.new_len);
+    let mut smallest = u64::MAX;
     for size in PIECE_BLOCKS {
-        if any && blocks / size > MOST_PIECES {
+        if smallest <= size {
+            continue; // scratch was so scarce that it has been tried
+        }
+        if smallest < u64::MAX && blocks / size > MOST_PIECES {
             break;
         }
-        let Some(base) = attempt(recipe.clone(), new_len, size, &zeros) else { continue };
+        let Some(base) = attempt(recipe.clone(), images, size, 0, &zeros) else { continue };
+        smallest = base.size;
         let (free, literal) = (base.cost == 0, base.literal);
-        let used = count_blocks(&base.scratch);
-        let more = |wanted| count_blocks(&zeros.first(used + wanted)).saturating_sub(used);
-        for (cut, blocks) in cuts::worth_trying(&base.pieces, &base.schedule, more) {
-            if let Some(attempt) = cut_chains(&base, new_len, size, (cut, blocks), &zeros) {
-                consider(&mut best, attempt);
-            }
+        let bought = worth_buying(&base, &zeros).and_then(|count| {
+            let mut recipe = recipe.clone();
+            recipe.make_free(Extent { start: 0, count }, images.new_len);
+            attempt(recipe, images, base.size, count, &zeros)
+        });
+        for base in bought.into_iter().chain([base]) {
+            let used = count_blocks(&base.scratch);
+            let more = |wanted| count_blocks(&zeros.first(used + wanted)).saturating_sub(used);
+            let cuts = cuts::worth_trying(&base.pieces, &base.schedule, more).into_iter();
+            cuts.filter_map(|cut| cut_chains(&base, images, cut, &zeros))
+                .for_each(|attempt| consider(&mut best, attempt));
+            consider(&mut best, base);
         }
-        any = consider(&mut best, base);
         if free || (size <= LAST_RESORT && literal == 0) {
             break; // cannot be much better
         }
     }
     let Some(best) = best else { return Plan::default() };
-    let batches = batches::group(&best.recipe, &best.pieces, &best.schedule, old_len, new_len);
+    let batches = batches::group(&best.recipe, &best.pieces, &best.schedule, images.old_len, images.new_len);
     Plan { batches, zero_scratch: best.scratch }
 }
 
 /// Keeps the cheaper one.
-fn consider<'a>(best: &mut Option<Attempt<'a>>, attempt: Attempt<'a>) -> bool {
+fn consider<'a>(best: &mut Option<Attempt<'a>>, attempt: Attempt<'a>) {
     if best.as_ref().is_none_or(|best| attempt.cost < best.cost) {
         *best = Some(attempt);
     }
-    best.is_some()
+}
+
+/// What a plan needs to know of the images.
+#[derive(Clone, Copy)]
+pub struct Images<'a> {
+    /// Bytes of the old image.
+    pub old_len: u64,
+    /// Bytes of the new image.
+    pub new_len: u64,
+    /// Whether `len` old bytes from the first offset are the new ones from the second: (old, new, len).
+    pub same: Same<'a>,
 }
 
 /// Blocks that are zero in both images; looked for once, as that may take a look at all of the image.
@@ -122,8 +142,12 @@ impl<F: Fn(u64) -> Vec<Extent>> Zeros<F> {
 /// One way to order a recipe.
 struct Attempt<'a> {
     recipe: Recipe<'a>,
+    /// Blocks in a piece, at the most.
+    size: u64,
     pieces: pieces::Pieces,
     schedule: Schedule,
+    /// Whether readers may be led to where the new image has what they read.
+    detours: bool,
     scratch: Vec<Extent>,
     /// Blocks turned into literals for want of scratch.
     literal: u64,
@@ -134,12 +158,12 @@ struct Attempt<'a> {
 /// The same pieces, with long chains of pieces that wait for each other cut by saving ahead.
 fn cut_chains<'a>(
     base: &Attempt<'a>,
-    new_len: u64,
-    size: u64,
+    images: &Images<'_>,
     (cut, blocks): (Cut, u64),
     zeros: &Zeros<impl Fn(u64) -> Vec<Extent>>,
 ) -> Option<Attempt<'a>> {
     let ahead = cut.pieces(&base.schedule);
+    let elsewhere = if base.detours { Elsewhere::new } else { Elsewhere::nowhere }(&base.recipe, images);
     let (mut scratch, free) = (base.scratch.clone(), base.schedule.free_at_start);
     let more = count_blocks(&scratch) + blocks.saturating_sub(free);
     // With too little scratch only some of it would be saved ahead.
@@ -149,34 +173,53 @@ fn cut_chains<'a>(
             scratch = zeros.first(wanted);
         }
         // Zero pieces change the numbering, so the pieces to cut at are found again by their place.
-        let pieces = pieces::cut(&base.recipe, &scratch, new_len, size);
+        let pieces = pieces::cut(&base.recipe, &scratch, images.new_len, base.size);
         let ahead: Vec<u32> = ahead.iter().filter_map(|piece| base.pieces.same_in(*piece, &pieces)).collect();
-        if let Ok(schedule) = order::schedule(&pieces, &ahead)
+        if let Ok(schedule) = order::schedule(&pieces, &ahead, &elsewhere)
             && schedule.levels < base.schedule.levels
         {
             let used = order::used_scratch(&pieces, &schedule, &scratch);
             let cost = cost(&schedule, &scratch, base.literal);
             if used == scratch || wanted.is_some() {
-                let (recipe, literal) = (base.recipe.clone(), base.literal);
-                return Some(Attempt { recipe, pieces, schedule, scratch, literal, cost });
+                let (size, detours, literal) = (base.size, base.detours, base.literal);
+                let recipe = base.recipe.clone();
+                return Some(Attempt { recipe, size, pieces, schedule, detours, scratch, literal, cost });
             }
         }
     }
     None
 }
 
-/// Tries with more and more scratch until there is enough.
+/// How many blocks should become literals, to be scratch, although an order was found with less: with n times the scratch,
+/// what moves a little way takes an n-th of the barriers. `None` where there is scratch that costs nothing, or enough.
+fn worth_buying(base: &Attempt<'_>, zeros: &Zeros<impl Fn(u64) -> Vec<Extent>>) -> Option<u64> {
+    let has = base.schedule.free_at_start.max(1);
+    let best = (base.schedule.levels * has * BARRIER_BLOCKS / (2 * LITERAL_BLOCKS)).isqrt();
+    let buy = best > 2 * has && count_blocks(&zeros.first(best)) < best;
+    buy.then_some(best)
+}
+
+/// Tries with more and more scratch until there is enough. `literal` blocks of the recipe are literals for that already.
 fn attempt<'a>(
     mut recipe: Recipe<'a>,
-    new_len: u64,
+    images: &Images<'_>,
     mut size: u64,
+    mut literal: u64,
     zeros: &Zeros<impl Fn(u64) -> Vec<Extent>>,
 ) -> Option<Attempt<'a>> {
-    let (mut scratch, mut wanted, mut literal, mut trimmed) = (Vec::new(), 0u64, 0u64, false);
+    let (mut scratch, mut wanted, mut trimmed) = (Vec::new(), 0u64, false);
+    let most = literal + MOST_LITERAL.max(blocks_of(&recipe, images.new_len) / 512);
     loop {
-        let pieces = pieces::cut(&recipe, &scratch, new_len, size);
-        match order::schedule(&pieces, &[]) {
-            Ok(schedule) => {
+        let pieces = pieces::cut(&recipe, &scratch, images.new_len, size);
+        match order::schedule(&pieces, &[], &Elsewhere::new(&recipe, images)) {
+            Ok(mut schedule) => {
+                // Where there is scratch enough, detours may cost barriers, and save little.
+                let direct = (literal == 0 && !schedule.detours.is_empty())
+                    .then(|| order::schedule(&pieces, &[], &Elsewhere::nowhere(&recipe, images)).ok())
+                    .flatten()
+                    .filter(|direct| cost(direct, &scratch, 0) < cost(&schedule, &scratch, 0));
+                let detours = direct.is_none();
+                schedule = direct.unwrap_or(schedule);
                 let used = order::used_scratch(&pieces, &schedule, &scratch);
                 if used != scratch && !trimmed {
                     // Zero blocks that no save needed need not be written at all.
@@ -184,7 +227,7 @@ fn attempt<'a>(
                     continue;
                 }
                 let cost = cost(&schedule, &scratch, literal);
-                return Some(Attempt { recipe, pieces, schedule, scratch, literal, cost });
+                return Some(Attempt { recipe, size, pieces, schedule, detours, scratch, literal, cost });
             }
             Err(order::NeedScratch { blocks, near }) => {
                 wanted = wanted.saturating_mul(2).max(blocks).max(4 * BATCH_BLOCKS);
@@ -192,9 +235,10 @@ fn attempt<'a>(
                 if count_blocks(&found) > count_blocks(&scratch) {
                     scratch = found;
                 } else {
-                    recipe.make_free(Extent { start: near, count: LITERAL_SCRATCH }, new_len);
-                    literal += LITERAL_SCRATCH;
-                    if literal > MOST_LITERAL && size > 1 {
+                    let count = literal.max(LITERAL_SCRATCH);
+                    recipe.make_free(Extent { start: near, count }, images.new_len);
+                    literal += count;
+                    if literal > most && size > 1 {
                         return None;
                     }
                     size = size.min(LITERAL_SCRATCH / 2);
@@ -207,6 +251,11 @@ fn attempt<'a>(
 fn cost(schedule: &Schedule, scratch: &[Extent], literal: u64) -> u64 {
     let barriers = schedule.levels.saturating_sub(1);
     schedule.saved_blocks + count_blocks(scratch) + barriers * BARRIER_BLOCKS + literal * LITERAL_BLOCKS
+}
+
+/// How many blocks a recipe writes.
+fn blocks_of(recipe: &Recipe, new_len: u64) -> u64 {
+    recipe.segments(new_len).iter().map(|(extent, _)| extent.count).sum()
 }
 
 /// The whole blocks of an image of `len` bytes.

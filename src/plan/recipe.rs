@@ -32,7 +32,7 @@ pub struct Reads {
 }
 
 /// The old bytes that a run reads, deflated data apart.
-fn source_of(run: &Run) -> Option<Range<u64>> {
+pub fn source_of(run: &Run) -> Option<Range<u64>> {
     match run.source {
         Source::Copy { src } | Source::Add { src } => Some(src..src + run.len),
         Source::Literal | Source::Zero | Source::Deflate => None,
@@ -120,6 +120,14 @@ impl<'a> Recipe<'a> {
         }
         (self.recode, self.deflated) = (Some(recode), Arc::new(deflated));
         self
+    }
+
+    /// Whether a run is of deflated data that may be made from this old block.
+    #[must_use]
+    pub fn unpacks_from(&self, run: &Run, block: u64) -> bool {
+        let own = Extent { start: block, count: 1 };
+        let reads = || sources_of(run, &self.deflated).iter().any(|read| read.intersect(&own).count > 0);
+        run.source == Source::Deflate && reads()
     }
 
     /// What extents (ascending, merged) are made from, or some more than that.

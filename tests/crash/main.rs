@@ -19,7 +19,7 @@ mod session;
 mod sketch;
 mod undo;
 
-use blkpatch::delta::step::StepKind;
+use blkpatch::delta::step::{Space, Step, StepKind};
 use blkpatch::target::Verify;
 use blkpatch::units::{BLOCK, count_blocks};
 use disk::Disk;
@@ -103,7 +103,12 @@ fn every_subset_of_unsynced_sectors_is_survived() {
 #[test]
 fn the_pairs_need_every_kind_of_scratch() {
     let mut counts = BTreeMap::from([("saves of several blocks", 0), ("saves of parts of blocks", 0)]);
-    counts.extend([("scratch used again", 0), ("zero scratch", 0), ("no scratch", 0)]);
+    counts.extend([
+        ("scratch used again", 0),
+        ("zero scratch", 0),
+        ("no scratch", 0),
+        ("no scratch, as the new is read", 0),
+    ]);
     let mut count = |kind, is_so: bool| *counts.entry(kind).or_default() += u32::from(is_so);
     for pair in (0..8).flat_map(|round| pairs::all(0x5C7A + round, round)) {
         let batches = orders::Order::planned(&pair.old, &pair.new).batches;
@@ -121,6 +126,8 @@ fn the_pairs_need_every_kind_of_scratch() {
         let whole = |range: &Range<u64>| range.start.is_multiple_of(BLOCK) && range.end.is_multiple_of(BLOCK);
         count("saves of parts of blocks", saves.iter().any(|save| !save.saved.iter().all(whole)));
         count("no scratch", saves.is_empty() && !batches.is_empty());
+        let is_new = |step: &Step| step.kind.space() == Some(Space::New);
+        count("no scratch, as the new is read", batches.iter().flat_map(|batch| &batch.steps).any(is_new));
         let all = scratch.len();
         scratch.dedup();
         count("scratch used again", scratch.len() < all);

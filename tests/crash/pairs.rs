@@ -77,7 +77,12 @@ fn moves(random: &mut Rng, old: &[u8], by: usize) -> Changed {
     let mut shifted = old.to_vec();
     shifted[..BLOCK / 2 * count].rotate_right(700);
     shifted[(count - 2) * BLOCK..].copy_from_slice(&random.bytes(2 * BLOCK));
+    let mut moved_up = old.to_vec();
+    moved_up.rotate_right(BLOCK + 100);
+    let (to, from) = (random.below(count / 2), count / 2 + random.below(count / 2));
+    moved_up[to * BLOCK..(to + 1) * BLOCK].copy_from_slice(&old[from * BLOCK..(from + 1) * BLOCK]);
     vec![
+        ("moved up, and one block twice", moved_up),
         ("rotation by blocks", rotated(BLOCK * by)),
         ("rotation by one byte, no free block", rotated(old.len() - 1)),
         ("halves swapped", rotated(count / 2 * BLOCK)),

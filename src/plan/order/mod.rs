@@ -2,14 +2,18 @@
 //!
 //! Where piece j would destroy what piece i reads, i goes first (Burns, Long, Stockmeyer, "In-Place Reconstruction of
 //! Version Differences"). Pieces become ready when nobody reads their old content any more. Where none is ready, the
-//! blocks in danger of the piece that needs fewest are copied to scratch. Scratch are blocks of leaves: ready pieces
-//! that read nothing anybody overwrites; they wait until the end. Levels make one sync serve many batches: an action's
-//! level is the number of barriers that stand before it.
+//! readers of some may be led around them ([`detours`]); else blocks in danger are copied to scratch ([`saves`]). Scratch
+//! are blocks of leaves: ready pieces that read nothing anybody overwrites; they wait until the end. Levels make one sync
+//! serve many batches: an action's level is the number of barriers that stand before it.
 
-use super::BATCH_BLOCKS;
+mod detours;
+mod saves;
+
+use super::elsewhere::{Detour, Elsewhere, join};
 use super::pieces::Pieces;
 use crate::units::{Extent, merge_extents};
-use std::collections::{BTreeSet, VecDeque};
+use detours::{Halfway, PATIENCE};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 
 const NONE: u32 = u32::MAX;
 
@@ -33,6 +37,10 @@ pub struct Schedule {
     pub saved_blocks: u64,
     /// Blocks that could be scratch from the start: of leaves that nobody reads.
     pub free_at_start: u64,
+    /// Bytes that are read where the new image has them: ascending.
+    pub detours: Vec<Detour>,
+    /// What these add to the steps and source blocks of pieces, at the most.
+    pub added: HashMap<u32, (usize, u64)>,
 }
 
 /// There is not enough scratch.
@@ -48,6 +56,8 @@ pub struct NeedScratch {
 struct Group {
     /// Pairs of a saved block and a piece that still has to read it.
     pending: u32,
+    /// What was saved, and where: both ascending.
+    blocks: Vec<u32>,
     slots: Vec<u32>,
     level: u32,
     /// Level from which its scratch may be overwritten.
@@ -56,6 +66,7 @@ struct Group {
 
 struct State<'a> {
     pieces: &'a Pieces,
+    elsewhere: &'a Elsewhere<'a>,
     /// Pieces that read each dense block, as ranges of `reader_list`.
     reader_start: Vec<u32>,
     reader_list: Vec<u32>,
@@ -65,8 +76,6 @@ struct State<'a> {
     own: Vec<bool>,
     /// The group that saved the block.
     group_of: Vec<u32>,
-    /// The slot that the block was saved to.
-    slot_of: Vec<u32>,
     /// The last group that a scratch block served.
     guest: Vec<u32>,
     /// Level from which the block may be overwritten by R2.
@@ -80,10 +89,23 @@ struct State<'a> {
     taken: Vec<bool>,
     /// The level of pieces that are done.
     level_of: Vec<u32>,
+    /// The level of pieces that take detours is at least this.
+    not_before: HashMap<u32, u32>,
+    /// (piece, dense block) where the piece takes a detour.
+    around: HashSet<(u32, u32)>,
+    /// What some readers need no longer, with the round in which that was, but others still do.
+    halfway: VecDeque<(u64, Halfway)>,
+    round: u64,
     queued: Vec<bool>,
     ready: VecDeque<u32>,
     /// Pieces that only wait for saves of what they read themselves.
     selfish: VecDeque<u32>,
+    /// Those of them that nobody else reads, or only such that are saved for first.
+    alone: VecDeque<u32>,
+    /// Waiting pieces of which some reader has read what it needs, but others have not: the last one last.
+    nearly: Vec<u32>,
+    /// Whether a piece is among the selfish.
+    is_selfish: Vec<bool>,
     /// All other waiting pieces, by the number of blocks to save.
     stuck: BTreeSet<(u32, u32)>,
     leaves: Vec<u32>,
@@ -94,27 +116,24 @@ struct State<'a> {
 
 /// Orders the pieces. What is in danger in the pieces `ahead` is saved before anything else, as far as there is
 /// scratch, so that they need not wait for those who read it.
-pub fn schedule(pieces: &Pieces, ahead: &[u32]) -> Result<Schedule, NeedScratch> {
-    let mut state = State::new(pieces);
+pub fn schedule(pieces: &Pieces, ahead: &[u32], elsewhere: &Elsewhere<'_>) -> Result<Schedule, NeedScratch> {
+    let mut state = State::new(pieces, elsewhere);
     let leaves = state.ready.iter().filter(|piece| state.outward[**piece as usize] == 0);
     let free = leaves.flat_map(|piece| &pieces.list[*piece as usize].extents).map(|extent| extent.count).sum();
     state.schedule.free_at_start = free;
     state.save_ahead(ahead)?;
     loop {
-        while let Some(piece) = state.ready.pop_front() {
-            state.run_or_hold(piece);
+        while !state.ready.is_empty() {
+            state.run_round();
         }
-        if !state.selfish.is_empty() {
-            state.save_selfish()?;
-        } else if let Some(piece) = state.cheapest_in_a_cycle() {
-            state.save(&[piece])?;
-        } else {
+        if !state.free_halfway(0) && !state.save_some()? {
             break;
         }
     }
     let leaves = std::mem::take(&mut state.leaves);
     leaves.into_iter().for_each(|leaf| state.run(leaf));
     let mut schedule = state.schedule;
+    join(&mut schedule.detours);
     schedule.levels = schedule.actions.iter().map(|(level, _)| u64::from(*level) + 1).max().unwrap_or(0);
     Ok(schedule)
 }
@@ -137,16 +156,16 @@ pub fn used_scratch(pieces: &Pieces, schedule: &Schedule, offered: &[Extent]) ->
 }
 
 impl<'a> State<'a> {
-    fn new(pieces: &'a Pieces) -> Self {
+    fn new(pieces: &'a Pieces, elsewhere: &'a Elsewhere<'a>) -> Self {
         let (blocks, count) = (pieces.blocks(), pieces.list.len());
         let mut state = Self {
             pieces,
+            elsewhere,
             reader_start: vec![0; blocks + 1],
             reader_list: Vec::new(),
             foreign: vec![0; blocks],
             own: vec![false; blocks],
             group_of: vec![NONE; blocks],
-            slot_of: vec![NONE; blocks],
             guest: vec![NONE; blocks],
             free_level: vec![0; blocks],
             foreign_blocks: vec![0; count],
@@ -155,9 +174,16 @@ impl<'a> State<'a> {
             done: vec![false; count],
             taken: vec![false; count],
             level_of: vec![0; count],
+            not_before: HashMap::new(),
+            around: HashSet::new(),
+            halfway: VecDeque::new(),
+            round: 0,
             queued: vec![false; count],
             ready: VecDeque::new(),
             selfish: VecDeque::new(),
+            alone: VecDeque::new(),
+            nearly: Vec::new(),
+            is_selfish: vec![false; count],
             stuck: BTreeSet::new(),
             leaves: Vec::new(),
             pool: VecDeque::new(),
@@ -167,35 +193,6 @@ impl<'a> State<'a> {
         state.list_readers();
         state.classify_all();
         state
-    }
-
-    /// Saves for pieces that would otherwise wait long, up to what the leaves that are ready now offer.
-    fn save_ahead(&mut self, ahead: &[u32]) -> Result<(), NeedScratch> {
-        if ahead.is_empty() {
-            return Ok(());
-        }
-        let waiting = std::mem::take(&mut self.ready);
-        for piece in waiting {
-            if self.outward[piece as usize] == 0 {
-                self.run_or_hold(piece);
-            } else {
-                self.ready.push_back(piece);
-            }
-        }
-        let (mut chosen, mut blocks) = (Vec::new(), 0);
-        for piece in ahead {
-            let need = self.endangered(*piece).len();
-            if blocks + need > self.pool.len() {
-                break;
-            }
-            if blocks + need > BATCH_BLOCKS as usize {
-                self.save(&std::mem::take(&mut chosen))?;
-                blocks = 0;
-            }
-            chosen.push(*piece);
-            blocks += need;
-        }
-        self.save(&chosen)
     }
 
     fn list_readers(&mut self) {
@@ -232,17 +229,6 @@ impl<'a> State<'a> {
         }
     }
 
-    /// The waiting piece with the fewest blocks to save. Pieces that read nothing in danger only wait for others.
-    fn cheapest_in_a_cycle(&mut self) -> Option<u32> {
-        while let Some((key, piece)) = self.stuck.first().copied() {
-            if self.outward[piece as usize] > 0 || self.own_blocks[piece as usize] > 0 {
-                return Some(piece);
-            }
-            self.stuck.remove(&(key, piece));
-        }
-        None
-    }
-
     fn need(&self, piece: u32) -> u32 {
         // Blocks that are read both by the piece itself and by others are counted twice: good enough to compare.
         self.foreign_blocks[piece as usize] + self.own_blocks[piece as usize]
@@ -262,7 +248,9 @@ impl<'a> State<'a> {
             self.ready.push_back(piece);
         } else if self.own_blocks[i] > 0 && self.mostly_own(piece) {
             self.queued[i] = true;
+            self.is_selfish[i] = true;
             self.selfish.push_back(piece);
+            self.note_alone(piece);
         } else {
             self.stuck.insert((self.need(piece), piece));
         }
@@ -287,11 +275,21 @@ impl<'a> State<'a> {
         pieces.list[piece as usize].extents.iter().flat_map(|e| pieces.dense(*e))
     }
 
+    /// Runs what is ready now.
+    fn run_round(&mut self) {
+        self.round += 1;
+        for _ in 0..self.ready.len() {
+            let Some(piece) = self.ready.pop_front() else { break };
+            self.run_or_hold(piece);
+        }
+        self.free_halfway(PATIENCE);
+    }
+
     fn run_or_hold(&mut self, piece: u32) {
         if std::mem::replace(&mut self.taken[piece as usize], true) {
             return; // it was put into the queue twice: what it waited for was saved ahead
         }
-        let reads_scratch = self.pieces.list[piece as usize].reads.iter().any(|d| self.group_of[*d as usize] != NONE);
+        let reads_scratch = self.reads_of(piece).any(|d| self.group_of[d as usize] != NONE);
         if self.outward[piece as usize] > 0 || reads_scratch {
             return self.run(piece);
         }
@@ -301,11 +299,18 @@ impl<'a> State<'a> {
         self.pool.extend(free);
     }
 
+    /// The written blocks that a piece reads in the old image.
+    fn reads_of(&self, piece: u32) -> impl Iterator<Item = u32> {
+        let direct = !self.not_before.contains_key(&piece);
+        let reads = self.pieces.list[piece as usize].reads.iter().copied();
+        reads.filter(move |read| direct || !self.around.contains(&(piece, *read)))
+    }
+
     fn run(&mut self, piece: u32) {
-        let pieces = self.pieces;
-        let reads = &pieces.list[piece as usize].reads;
+        let reads: Vec<u32> = self.reads_of(piece).collect();
         let mut level = self.blocks_of(piece).map(|d| self.overwrite_level(d)).max().unwrap_or(0);
-        for read in reads {
+        level = level.max(self.not_before.get(&piece).copied().unwrap_or(0));
+        for read in &reads {
             let group = self.group_of[*read as usize];
             if group != NONE {
                 level = level.max(self.groups[group as usize].level);
@@ -314,7 +319,7 @@ impl<'a> State<'a> {
         self.done[piece as usize] = true;
         self.level_of[piece as usize] = level;
         for read in reads {
-            self.read_done(*read, piece, level);
+            self.read_done(read, piece, level);
         }
         self.schedule.actions.push((level, Action::Piece(piece)));
     }
@@ -330,13 +335,9 @@ impl<'a> State<'a> {
         let d = read as usize;
         let group = self.group_of[d];
         if group != NONE {
-            let group = &mut self.groups[group as usize];
-            group.free_level = group.free_level.max(level + 1);
-            group.pending -= 1;
-            if group.pending == 0 {
-                self.pool.extend(&group.slots);
-            }
-            return;
+            self.groups[group as usize].free_level = self.groups[group as usize].free_level.max(level + 1);
+            self.leave_group(group);
+            return self.note_halfway(Halfway::Group(group));
         }
         self.free_level[d] = self.free_level[d].max(level + 1);
         let owner = self.pieces.owner[d];
@@ -346,99 +347,12 @@ impl<'a> State<'a> {
             if self.foreign[d] == 0 {
                 self.foreign_blocks[owner as usize] -= 1;
                 self.classify(owner, Some(key));
+                self.note_alone(owner);
             }
-        }
-    }
-
-    /// The blocks of a piece that somebody still reads.
-    fn endangered(&self, piece: u32) -> Vec<u32> {
-        let wanted =
-            |d: &u32| self.group_of[*d as usize] == NONE && (self.foreign[*d as usize] > 0 || self.own[*d as usize]);
-        self.blocks_of(piece).filter(wanted).collect()
-    }
-
-    /// Saves for as many selfish pieces as the free scratch allows, in saves of up to a batch.
-    fn save_selfish(&mut self) -> Result<(), NeedScratch> {
-        let (mut chosen, mut blocks) = (Vec::new(), 0);
-        while let Some(piece) = self.selfish.front().copied() {
-            let need = self.endangered(piece).len();
-            let full = blocks + need > BATCH_BLOCKS as usize || blocks + need > self.pool.len();
-            if full && !chosen.is_empty() {
-                break;
+            if self.foreign_blocks[owner as usize] > 0 && self.nearly.last() != Some(&owner) {
+                self.nearly.push(owner);
             }
-            self.selfish.pop_front();
-            chosen.push(piece);
-            blocks += need;
-        }
-        self.save(&chosen)
-    }
-
-    /// Saves everything that somebody still reads of these pieces, as one group.
-    fn save(&mut self, chosen: &[u32]) -> Result<(), NeedScratch> {
-        let blocks: Vec<u32> = chosen.iter().flat_map(|piece| self.endangered(*piece)).collect();
-        if blocks.is_empty() {
-            return Ok(());
-        }
-        if blocks.len() > self.pool.len() {
-            let near = blocks.first().map_or(0, |d| self.pieces.block(*d));
-            return Err(NeedScratch { blocks: blocks.len() as u64, near });
-        }
-        let mut slots: Vec<u32> = self.pool.drain(..blocks.len()).collect();
-        slots.sort_unstable();
-        let level = slots.iter().map(|slot| self.overwrite_level(*slot)).max().unwrap_or(0);
-        let number = self.groups.len() as u32;
-        self.groups.push(Group { pending: 0, slots: slots.clone(), level, free_level: level + 1 });
-        let mut pairs = Vec::with_capacity(blocks.len());
-        let mut sorted = blocks;
-        sorted.sort_unstable();
-        for (block, slot) in sorted.into_iter().zip(slots) {
-            self.save_block(block, slot, number, level);
-            pairs.push((block, slot));
-        }
-        self.schedule.saved_blocks += pairs.len() as u64;
-        self.schedule.actions.push((level, Action::Save(pairs)));
-        for piece in chosen {
-            self.queued[*piece as usize] = false;
-            let key = self.need(*piece);
-            self.classify(*piece, Some(key));
-        }
-        Ok(())
-    }
-
-    fn save_block(&mut self, block: u32, slot: u32, number: u32, level: u32) {
-        let d = block as usize;
-        let owner = self.pieces.owner[d];
-        let key = self.need(owner);
-        self.group_of[d] = number;
-        self.slot_of[d] = slot;
-        self.guest[slot as usize] = number;
-        self.free_level[d] = self.free_level[d].max(level + 1);
-        self.free_level[slot as usize] = self.free_level[slot as usize].max(level + 1);
-        let readers = self.reader_start[d] as usize..self.reader_start[d + 1] as usize;
-        for i in readers {
-            let reader = self.reader_list[i] as usize;
-            if !self.done[reader] {
-                self.groups[number as usize].pending += 1;
-                if reader as u32 != owner {
-                    self.outward[reader] -= 1;
-                }
-            } else if self.level_of[reader] >= level {
-                // It ran at home in this simulation, but stands behind the save in the order, and so reads the copy.
-                let group = &mut self.groups[number as usize];
-                group.free_level = group.free_level.max(self.level_of[reader] + 1);
-            }
-        }
-        if self.foreign[d] > 0 {
-            self.foreign[d] = 0;
-            self.foreign_blocks[owner as usize] -= 1;
-        }
-        if self.own[d] {
-            self.own[d] = false;
-            self.own_blocks[owner as usize] -= 1;
-        }
-        self.stuck.remove(&(key, owner));
-        if !self.queued[owner as usize] && !self.done[owner as usize] && self.need(owner) > 0 {
-            self.stuck.insert((self.need(owner), owner));
+            self.note_halfway(Halfway::Piece(owner));
         }
     }
 }
