@@ -23,7 +23,7 @@ type Checked = Result<CheckedOrder, DeltaError>;
 /// An order that is being checked, or was.
 pub(crate) enum Pending<'scope> {
     Running(ScopedJoinHandle<'scope, Checked>),
-    Done(Checked),
+    Done(Box<Checked>),
 }
 
 impl<'scope> Pending<'scope> {
@@ -38,19 +38,19 @@ impl<'scope> Pending<'scope> {
             refused.fetch_or(checked.is_err(), Ordering::Relaxed);
             checked
         };
-        Builder::new().spawn_scoped(scope, work).map_or_else(|_| Self::Done(work()), Self::Running)
+        Builder::new().spawn_scoped(scope, work).map_or_else(|_| Self::Done(Box::new(work())), Self::Running)
     }
 
     /// The same, when it is known.
     pub fn settled(self) -> Self {
-        Self::Done(self.wait())
+        Self::Done(Box::new(self.wait()))
     }
 
     /// Waits until it is known whether the order keeps the rules.
     pub fn wait(self) -> Checked {
         match self {
             Self::Running(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
-            Self::Done(checked) => checked,
+            Self::Done(checked) => *checked,
         }
     }
 }
