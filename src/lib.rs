@@ -18,6 +18,7 @@ pub mod format;
 pub mod image;
 pub mod info;
 pub mod judge;
+mod looking;
 mod maker;
 pub mod matcher;
 #[cfg(test)]
@@ -27,6 +28,7 @@ mod message_rows;
 mod milestone;
 mod misplaced;
 pub mod monitor;
+mod opened;
 mod opening;
 pub mod outlet;
 pub mod output;

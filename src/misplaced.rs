@@ -1,14 +1,16 @@
 //! Whether the image of a whole disk is about to meet a partition, or the reverse: told from sizes and from a few batches,
 //! before anything is read at length.
 
+use crate::blockset::BlockSet;
 use crate::delta::Delta;
 use crate::delta::batch::BatchKind;
+use crate::delta::placement::Placement;
 use crate::device::table::{TABLE_LEN, Table};
 use crate::device::{AlignedBuffer, Device, DeviceError};
+use crate::digest::is_zero;
 use crate::error::Error;
 use crate::judge::sources_in_turn;
-use crate::patch::Opened;
-use crate::units::{PART, human};
+use crate::units::{BLOCK, PART, human};
 use std::ops::Range;
 
 /// Batches that are tried at each place, and those that are looked at to find them.
@@ -44,15 +46,16 @@ struct Elsewhere<'a> {
 }
 
 /// Refuses a partition where the delta was made for its disk, a disk where it was made for one of its partitions, and a
-/// partition where it was made for another one. Reads at most a few MiB for each place.
+/// partition where it was made for another one. Reads at most a few MiB for each place. `touched` are all blocks that
+/// the delta writes; its order need not be checked yet.
 ///
 /// # Errors
 /// [`Error::Misplaced`], or a device that cannot be read.
-pub(crate) fn refuse_misplaced(device: &dyn Device, opened: &Opened) -> Result<(), Error> {
+pub(crate) fn refuse_misplaced(device: &dyn Device, delta: &Delta, touched: &BlockSet) -> Result<(), Error> {
     if device.place().is_none() {
         return Ok(());
     }
-    let Ok(samples) = samples(opened) else { return Ok(()) }; // a delta that cannot be read, the next who reads will tell
+    let Ok(samples) = samples(delta, touched) else { return Ok(()) }; // a delta that cannot be read, the next who reads will tell
     if evidence(device, 0, &samples)? == Evidence::For {
         return Ok(());
     }
@@ -64,7 +67,7 @@ pub(crate) fn refuse_misplaced(device: &dyn Device, opened: &Opened) -> Result<(
         let why = format!("the image that this delta is for lies on {}", found.name);
         return Err(Error::Misplaced { name: device.name(), why });
     }
-    match disk_has_room(device, opened.delta.header.new.len.max(old_len(&opened.delta))) {
+    match disk_has_room(device, delta.header.new.len.max(old_len(delta))) {
         Some(why) => Err(Error::Misplaced { name: device.name(), why }),
         None => Ok(()),
     }
@@ -126,10 +129,9 @@ fn elsewhere<'a>(device: &'a dyn Device, table: Option<&Table>) -> Vec<Elsewhere
 }
 
 /// The first batches that read something which is there before and that is not much.
-fn samples(opened: &Opened) -> Result<Vec<Sample>, crate::delta::DeltaError> {
-    let Opened { delta, order } = opened;
+fn samples(delta: &Delta, touched: &BlockSet) -> Result<Vec<Sample>, crate::delta::DeltaError> {
     let mut found = Vec::new();
-    let mut placement = order.placement();
+    let mut placement = Placement::new(touched);
     let (mut reader, mut steps) = (delta.steps()?, Vec::new());
     for (index, batch) in (0u64..).zip(delta.table.batches()).take(LOOKED_AT) {
         let sources = sources_in_turn(delta, &mut placement, &mut reader, &mut steps, (index, batch))?;
@@ -164,21 +166,43 @@ fn evidence(device: &dyn Device, start: u64, samples: &[Sample]) -> Result<Evide
 
 /// The CRC-32 of some ranges, `None` where they are not within the device; and whether they hold more than zeros.
 fn crc_at(device: &dyn Device, start: u64, ranges: &[Range<u64>]) -> Result<(Option<u32>, bool), DeviceError> {
-    let (mut hasher, mut buffer, mut content) = (crc32fast::Hasher::new(), AlignedBuffer::default(), false);
-    for range in ranges {
-        if start.checked_add(range.end).is_none_or(|end| end > device.len()) {
-            return Ok((None, false));
-        }
+    let end = ranges.last().map_or(Some(0), |range| start.checked_add(range.end));
+    let room = match end {
+        Some(end) if end <= device.len() => device.len() - start,
+        _ => return Ok((None, false)),
+    };
+    let (mut hasher, mut content) = (crc32fast::Hasher::new(), false);
+    let (mut buffer, mut window) = (AlignedBuffer::default(), 0..0);
+    for (i, range) in ranges.iter().enumerate() {
         let mut at = range.start;
         while at < range.end {
-            buffer.resize((range.end - at).min(PART) as usize);
-            device.read(start + at, &mut buffer)?;
-            hasher.update(&buffer);
-            content |= buffer.iter().any(|byte| *byte != 0);
-            at += buffer.len() as u64;
+            if at >= window.end {
+                window = window_at(at, &ranges[i..], room);
+                buffer.resize((window.end - window.start) as usize);
+                device.read(start + window.start, &mut buffer)?;
+            }
+            let end = range.end.min(window.end);
+            let bytes = &buffer[(at - window.start) as usize..(end - window.start) as usize];
+            hasher.update(bytes);
+            content |= !is_zero(bytes);
+            at = end;
         }
     }
     Ok((Some(hasher.finalize()), content))
+}
+
+/// What to read at once from `at` on, which lies in the first of the ranges: whole blocks, all of which are wanted in
+/// part, as a read of its own for each range would take longer than all the rest.
+fn window_at(at: u64, ranges: &[Range<u64>], room: u64) -> Range<u64> {
+    let first = at - at % BLOCK;
+    let mut end = first;
+    for range in ranges {
+        if range.start.max(at) > end.max(at) {
+            break;
+        }
+        end = range.end.next_multiple_of(BLOCK);
+    }
+    first..end.min(first + PART).min(room)
 }
 
 /// What is odd about writing an image that begins with `head` to a device; not an error, as a disk may hold anything.
@@ -203,5 +227,32 @@ pub(crate) fn odd_pair(head: &[u8], image: &str, device: &dyn Device) -> Option<
             )
         }),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::MemoryDevice;
+
+    #[test]
+    fn ranges_count_byte_by_byte_wherever_the_image_begins() {
+        let bytes: Vec<u8> = (0..3 * PART).map(|i| (i / 7 + i / 4096) as u8).collect();
+        let ranges =
+            [3..5, 9..4096, 4096..4097, 8191..8200, 20_000..20_001, 30_000..2 * PART + 77, 3 * PART - 512..3 * PART];
+        for start in [0, 512, 4096 * 3 + 1024] {
+            let device = MemoryDevice::new([vec![9; start], bytes.clone()].concat(), false);
+            for count in 0..=ranges.len() {
+                let wanted: Vec<u8> =
+                    ranges[..count].iter().flat_map(|r| &bytes[r.start as usize..r.end as usize]).copied().collect();
+                assert_eq!(
+                    crc_at(&device, start as u64, &ranges[..count]).unwrap(),
+                    (Some(crc32fast::hash(&wanted)), wanted.iter().any(|byte| *byte != 0))
+                );
+            }
+        }
+        let device = MemoryDevice::new(vec![0; 9000], false);
+        assert_eq!(crc_at(&device, 0, &[0..9000]).unwrap(), (Some(crc32fast::hash(&[0; 9000])), false));
+        assert_eq!(crc_at(&device, 1, &[0..1, 8999..9000]).unwrap(), (None, false));
     }
 }

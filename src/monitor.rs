@@ -21,6 +21,10 @@ pub trait Monitor: Sync {
         let _ = intent;
         true
     }
+    /// Whether [`Monitor::confirm`] may ask somebody. If so, all that needs no reading at length is checked before.
+    fn asks(&self) -> bool {
+        true
+    }
     /// Something the user should know that is not an error.
     fn note(&self, text: &str) {
         let _ = text;
@@ -40,4 +44,8 @@ pub struct Intent {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Silent;
 
-impl Monitor for Silent {}
+impl Monitor for Silent {
+    fn asks(&self) -> bool {
+        false
+    }
+}

@@ -2,26 +2,26 @@
 
 use crate::apply::{WalkError, Walked, walk};
 use crate::delta::Delta;
-use crate::delta::check::{CheckedOrder, check_order};
-use crate::device::{Access, Device, open_target};
-use crate::disk::{ask, finish, plan};
+use crate::delta::check::{CheckedOrder, check_order_of};
+use crate::device::Device;
+use crate::disk::finish;
 use crate::error::Error;
 use crate::judge::{Progress, judge};
-use crate::misplaced::{refuse_misplaced, suspicion};
-use crate::monitor::{Monitor, Silent};
-use crate::outlet::{input_name, is_standard};
-use crate::patient::Patient;
-use crate::spool::{Spooled, spool};
-use crate::target::{Mismatch, State, Survey, SurveyError, Verify, crc_of, reread_all, reread_touched, survey};
-use crate::undo::{Undo, refuse_target};
+use crate::looking::{Look, Looked, Pending};
+use crate::misplaced::suspicion;
+use crate::monitor::Monitor;
+use crate::opened::{read_all_but_order, refused, unless_stopped};
+use crate::outlet::input_name;
+use crate::target::{Mismatch, State, Survey, SurveyError, Verify};
+use crate::target::{crc_of, reread_all, reread_touched, survey_seen};
+use crate::undo::Undo;
 use crate::units::{BLOCK, human};
-use std::fs::File;
-use std::io::Read;
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+pub(crate) use crate::opened::open_delta_telling;
+pub use crate::opened::{Opened, open_delta};
 
 /// How to patch.
 #[derive(Clone, Debug)]
@@ -60,60 +60,6 @@ pub struct PatchReport {
     pub elapsed: Duration,
 }
 
-/// A delta whose order keeps the rules.
-#[derive(Debug)]
-pub struct Opened {
-    /// The delta.
-    pub delta: Delta,
-    /// What its order implies.
-    pub order: CheckedOrder,
-}
-
-/// Opens a delta, `-` from standard input, and checks all of it.
-///
-/// # Errors
-/// [`Error::Delta`], or a file that cannot be read.
-pub fn open_delta(path: &Path, memory_limit: u64) -> Result<Opened, Error> {
-    open_delta_telling(path, memory_limit, &AtomicBool::new(false), &Silent)
-}
-
-/// The same, unless `stop` comes; `monitor` learns where a delta from standard input is kept.
-pub(crate) fn open_delta_telling(
-    path: &Path,
-    memory_limit: u64,
-    stop: &AtomicBool,
-    monitor: &dyn Monitor,
-) -> Result<Opened, Error> {
-    // Whatever failed then, it was the wish to stop.
-    read_delta(path, memory_limit, stop, monitor)
-        .map_err(|e| if stop.load(Ordering::Relaxed) { Error::Interrupted } else { e })
-}
-
-fn read_delta(path: &Path, memory_limit: u64, stop: &AtomicBool, monitor: &dyn Monitor) -> Result<Opened, Error> {
-    monitor.phase(if is_standard(path) { "reading the delta" } else { "checking the delta" }, 0);
-    let refused = |source| Error::Delta { path: input_name(path).to_owned(), source };
-    let file = if is_standard(path) {
-        let Spooled { file, len, folder } = spool(standard_input(stop)?, input_name(path))?;
-        let folder = folder.display();
-        monitor.note(&format!("the delta, {len} bytes, is kept in {folder} until this program ends"));
-        monitor.phase("checking the delta", 0);
-        file
-    } else {
-        crate::image::storage_kind(path)?;
-        File::open(path).map_err(Error::io("open", path))?
-    };
-    let delta = Delta::open_until(Arc::new(file), memory_limit, stop).map_err(refused)?;
-    let order = check_order(&delta).map_err(refused)?;
-    Ok(Opened { delta, order })
-}
-
-/// Standard input; a read that waits ends when `stop` comes.
-fn standard_input(stop: &AtomicBool) -> Result<impl Read, Error> {
-    let input = std::io::stdin().as_fd().try_clone_to_owned();
-    let file = File::from(input.map_err(Error::io("open", input_name(Path::new("-"))))?);
-    Ok(Patient { file, is_over: || stop.load(Ordering::Relaxed) })
-}
-
 /// Turns the old image on a target into the new one, in place.
 ///
 /// # Errors
@@ -125,23 +71,22 @@ pub fn patch(
     stop: &AtomicBool,
     monitor: &dyn Monitor,
 ) -> Result<PatchReport, Error> {
-    let opened = open_delta_telling(delta_path, options.memory_limit, stop, monitor)?;
-    if let Some(label) = &opened.delta.label {
-        monitor.note(&format!("the delta is labelled: {label}"));
-    }
-    let access = if options.dry_run { Access::Inspect } else { Access::Write };
-    if let Some(undo) = &options.undo {
-        refuse_target(undo, target)?;
-    }
-    let device = open_target(target, access)?;
-    device.warnings().iter().for_each(|warning| monitor.note(warning));
-    let delta_path = input_name(delta_path);
-    refuse_misplaced(&*device, &opened)?;
-    check_size(&*device, &opened.delta)?;
-    if !options.dry_run {
-        ask(&*device, &|| plan(&opened.delta, delta_path), stop, monitor)?;
-    }
-    let report = patch_device(&opened, delta_path, &*device, options, stop, monitor)?;
+    let delta = read_all_but_order(delta_path, options.memory_limit, stop, monitor);
+    let delta = delta.map_err(|e| unless_stopped(e, stop))?;
+    let touched = delta.table.touched();
+    let over = AtomicBool::new(false);
+    let (looked, order) = std::thread::scope(|scope| {
+        let order = Pending::start(scope, &over, || check_order_of(&delta, &touched));
+        // Nobody is asked about a delta that will be refused.
+        let order = if monitor.asks() { order.settled() } else { order };
+        let look = Look { delta: &delta, delta_path, touched: &touched, options, stop, over: &over, monitor };
+        (look.first(target), order.wait())
+    });
+    // Whatever the target is, a delta that breaks the rules is refused for that.
+    let order = order.map_err(|e| unless_stopped(refused(delta_path, e), stop))?;
+    let (device, looked) = looked?;
+    let opened = Opened { delta, order: CheckedOrder { touched, ..order } };
+    let report = patch_looked(&opened, input_name(delta_path), &*device, looked, options, stop, monitor)?;
     if !options.dry_run {
         finish(&*device, report.patched, monitor);
     }
@@ -160,15 +105,24 @@ pub fn patch_device(
     stop: &AtomicBool,
     monitor: &dyn Monitor,
 ) -> Result<PatchReport, Error> {
-    let start = Instant::now();
     let Opened { delta, order } = opened;
-    check_size(device, delta)?;
-    if !options.dry_run {
-        monitor.phase("waiting for earlier writes", 0);
-        device.sync()?; // the old image may still be on its way
-    }
-    let len = device.len();
-    let survey = survey(device, delta, order, options.verify, stop, monitor).map_err(|e| e.untouched(delta_path))?;
+    let over = &AtomicBool::new(false);
+    let looked = Look { delta, delta_path, touched: &order.touched, options, stop, over, monitor }.at(device)?;
+    patch_looked(opened, delta_path, device, looked, options, stop, monitor)
+}
+
+fn patch_looked(
+    opened: &Opened,
+    delta_path: &Path,
+    device: &dyn Device,
+    Looked { start, len, seen }: Looked,
+    options: &PatchOptions,
+    stop: &AtomicBool,
+    monitor: &dyn Monitor,
+) -> Result<PatchReport, Error> {
+    let Opened { delta, order } = opened;
+    let survey = survey_seen(device, delta, order, options.verify, seen, stop, monitor);
+    let survey = survey.map_err(|e| e.untouched(delta_path))?;
     let counts = &delta.route.counts;
     let mut report = PatchReport {
         before: survey.state.clone(),

@@ -13,7 +13,7 @@ use crate::units::{BLOCK, Extent, PART};
 use crate::untouched::Untouched;
 use crate::zero_groups::may_be_tabulated;
 use std::ops::Range;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// How much is checked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -88,18 +88,34 @@ pub fn survey(
     stop: &AtomicBool,
     monitor: &dyn Monitor,
 ) -> Result<Survey, SurveyError> {
-    device.forget_cache()?;
+    survey_seen(device, delta, order, verify, None, stop, monitor)
+}
+
+/// The same for a target that was read before, unless only the order tells whether it needs be.
+pub(crate) fn survey_seen(
+    device: &dyn Device,
+    delta: &Delta,
+    order: &CheckedOrder,
+    verify: Verify,
+    seen: Option<Seen>,
+    stop: &AtomicBool,
+    monitor: &dyn Monitor,
+) -> Result<Survey, SurveyError> {
     let batches = delta.table.batches().len();
     // A delta that reads nothing would be applied to anything, and a file that is only cut would be cut unseen.
     let is_cut = device.resizable() && device.len() > delta.header.new.len;
     if verify == Verify::Touched && order.source_blocks > 0 && !is_cut {
+        device.forget_cache()?;
         let mut judged = judge(device, delta, order, stop, monitor)?;
         if let State::Neither(Mismatch::Source { progress, .. }) = &mut judged.state {
             *progress = Progress::Nothing; // without the untouched digest this may be any other image
         }
         return Ok(judged);
     }
-    let seen = read_whole(device, delta, order, stop, monitor)?;
+    let seen = match seen {
+        Some(seen) => seen,
+        None => read_whole(device, delta, &order.touched, stop, &AtomicBool::new(false), monitor)?,
+    };
     let tree = Some(seen.new);
     let is_new = tree.as_ref().and_then(TreeDigest::finish) == Some(delta.header.new);
     if is_new && may_be_new(device, delta, order) {
@@ -180,7 +196,7 @@ fn nearest(delta: &Delta, seen: &[u32]) -> (Option<Range<u64>>, Option<(u64, u64
 }
 
 /// What one full read yields.
-struct Seen {
+pub(crate) struct Seen {
     old: Option<ImageId>,
     new: TreeDigest,
     untouched: Untouched,
@@ -237,14 +253,17 @@ fn look_at_part(offset: u64, part: &[u8], lengths: Lengths, touched: &BlockSet) 
     PartSeen { offset, len, touched: is_touched, zero: false, old, new, untouched }
 }
 
-/// One read of the target, three digests: as old, as new, and what is known of the untouched one.
-fn read_whole(
+/// One read of the target, three digests: as old, as new, and what is known of the untouched one. `touched` are all
+/// blocks that the delta writes. Ends early when the user wants to `stop`, or it is `over` for another reason.
+pub(crate) fn read_whole(
     device: &dyn Device,
     delta: &Delta,
-    order: &CheckedOrder,
+    touched: &BlockSet,
     stop: &AtomicBool,
+    over: &AtomicBool,
     monitor: &dyn Monitor,
 ) -> Result<Seen, SurveyError> {
+    device.forget_cache()?;
     let (old_len, new_len) = (delta.route.old.map_or(0, |old| old.len), delta.header.new.len);
     let untouched_len = delta.route.untouched_len;
     // A target that can grow is read as far as it goes; what lies behind is written in any case, and the length that a
@@ -260,9 +279,12 @@ fn read_whole(
     let lengths = Lengths { old: old_len, new: new_len, untouched: untouched_len };
     let work = |offset: u64, chunk: &mut [u8]| -> Vec<PartSeen> {
         let parts = (0u64..).zip(chunk.chunks(PART as usize));
-        parts.map(|(i, part)| look_at_part(offset + i * PART, part, lengths, &order.touched)).collect()
+        parts.map(|(i, part)| look_at_part(offset + i * PART, part, lengths, touched)).collect()
     };
-    sweep(device, &whole(len), stop, work, |parts| {
+    let heed = || over.fetch_or(stop.load(Ordering::Relaxed), Ordering::Relaxed);
+    heed();
+    sweep(device, &whole(len), over, work, |parts| {
+        heed();
         for part in parts {
             monitor.advance(part.len);
             if part.zero {

@@ -162,6 +162,10 @@ impl Monitor for Terminal {
         !self.asks || self.progress.aside(|| ask::confirm(&intent(), &self.stop))
     }
 
+    fn asks(&self) -> bool {
+        self.asks
+    }
+
     fn note(&self, text: &str) {
         self.notes().push(text.to_owned());
         if self.json_lines {

@@ -27,7 +27,7 @@ pub fn verify(
     let survey = survey(&*device, &opened.delta, &opened.order, how, &never, monitor);
     let state = survey.map_err(|e| e.untouched(delta))?.state;
     if matches!(state, State::Neither(_))
-        && let Err(Error::Misplaced { why, .. }) = refuse_misplaced(&*device, &opened)
+        && let Err(Error::Misplaced { why, .. }) = refuse_misplaced(&*device, &opened.delta, &opened.order.touched)
     {
         monitor.note(&why);
     }

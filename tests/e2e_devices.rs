@@ -478,6 +478,10 @@ fn what_is_refused_anyway_is_not_asked_about() {
         let said = AtTerminal::start(&[&"patch", &delta, &target], &[]).finish().code(1);
         assert!(!said.err.contains("[y/N]"), "{}", said.err);
     }
+    let unsafe_delta = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/bad-rule-r1.delta");
+    let said = AtTerminal::start(&[&"patch", &unsafe_delta, &disk.device.path()], &[]).finish().code(1);
+    let said = said.says("breaks rule R1");
+    assert!(!said.err.contains("[y/N]"), "{}", said.err);
     // Files are not asked about.
     let target = disks.scene.write("target", &disks.old);
     AtTerminal::start(&[&"patch", &disks.delta(), &target], &[]).finish().code(0).says("now holds the new image");

@@ -210,7 +210,7 @@ fn an_undo_that_was_interrupted_is_named_as_a_cause() {
 #[test]
 fn deltas_that_cannot_be_used() {
     let scene = scene();
-    let target = scene.path("target");
+    let (target, missing) = (scene.path("target"), scene.path("missing"));
     for (file, row) in [
         ("bad-magic", "delta-none"),
         ("bad-text-mode", "delta-text"),
@@ -232,6 +232,8 @@ fn deltas_that_cannot_be_used() {
         for args in [&[&"info" as Arg<'_>, &delta][..], &[&"patch", &delta, &target], &[&"verify", &delta, &target]] {
             refused(row, args).code(1).says("Nothing was written");
         }
+        // Also where something else is wrong besides.
+        refused(row, &[&"patch", &delta, &missing]).code(1).says("Nothing was written");
     }
     refused("delta-hungry", &[&"patch", &"--memory-limit", &"1", &scene.path("delta"), &target]);
     // A file that cannot be read as one, as on a stick that fails.

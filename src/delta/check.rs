@@ -43,17 +43,31 @@ pub fn check_order(delta: &Delta) -> Result<CheckedOrder, DeltaError> {
     check_order_waiving(delta, &[])
 }
 
+/// The same where all blocks that any batch writes, `touched`, are collected already, and are needed elsewhere
+/// meanwhile: the caller is to add them to what is returned.
+///
+/// # Errors
+/// The first thing that is wrong.
+pub(crate) fn check_order_of(delta: &Delta, touched: &BlockSet) -> Result<CheckedOrder, DeltaError> {
+    check(delta, touched, &[])
+}
+
 /// The same, with some rules not enforced: for the crash test only.
 #[doc(hidden)]
 pub fn check_order_waiving(delta: &Delta, waived: Waived) -> Result<CheckedOrder, DeltaError> {
-    let mut checked = CheckedOrder { touched: delta.table.touched(), waived, ..CheckedOrder::default() };
-    let touched = checked.touched.clone();
-    if let Some((batch, block)) = delta.table.stray_save(&touched)
+    let touched = delta.table.touched();
+    let checked = check(delta, &touched, waived)?;
+    Ok(CheckedOrder { touched, ..checked })
+}
+
+fn check(delta: &Delta, touched: &BlockSet, waived: Waived) -> Result<CheckedOrder, DeltaError> {
+    let mut checked = CheckedOrder { waived, ..CheckedOrder::default() };
+    if let Some((batch, block)) = delta.table.stray_save(touched)
         && !waived.contains(&"R4")
     {
         return Err(DeltaError::Rule { rule: "R4", batch, block });
     }
-    let mut placement = Placement::new(&touched).waiving(waived);
+    let mut placement = Placement::new(touched).waiving(waived);
     let mut steps = Vec::new();
     let (mut reader, mut differences) = (delta.steps()?, delta.differences()?);
     for (index, batch) in (0u64..).zip(delta.table.batches()) {
