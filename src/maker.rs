@@ -2,7 +2,7 @@
 
 use crate::deflate::pack;
 use crate::delta::difference::DifferenceReader;
-use crate::delta::step::{Step, StepKind};
+use crate::delta::step::{NEW_TEXT, Step, StepKind};
 use crate::delta::stream::StreamReader;
 use crate::delta::text::OldTexts;
 use crate::delta::{Delta, DeltaError};
@@ -69,6 +69,7 @@ impl Maker {
     /// Makes a new text, and of it the deflated bytes.
     fn deflate(&mut self, step: &Step, text: &[Step], target: &mut [u8]) -> Result<(), DeltaError> {
         self.text.clear();
+        self.text.reserve_exact(NEW_TEXT as usize);
         for part in text {
             let from = self.text.len();
             self.text.resize(from + part.len as usize, 0);

@@ -14,6 +14,7 @@ use blkpatch::digest::ImageId;
 use blkpatch::monitor::Silent;
 use blkpatch::target::{Verify, survey};
 use blkpatch::units::{BLOCK, Extent};
+use blkpatch::varint;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -41,7 +42,7 @@ fn unknown(len: u64) -> ImageId {
 
 /// Puts sections together with right digests.
 fn assemble(new: ImageId, limits: Limits, parts: &[(Kind, Vec<u8>)]) -> Vec<u8> {
-    let mut header = Header { deflate: false, compatible: 0, new, limits, sections: Vec::new() };
+    let mut header = Header { deflate: true, compatible: 0, new, limits, sections: Vec::new() };
     for (kind, bytes) in parts {
         let (len, blake3) = (bytes.len() as u64, *blake3::hash(bytes).as_bytes());
         let (kind, codec) = (Some(*kind), Codec::Stored);
@@ -127,6 +128,46 @@ fn claims_of_far_sources_cost_no_memory() {
     let announced = delta.memory();
     check_order(&delta).expect("an order that keeps the rules");
     assert!(high_water() - before < announced, "{} announced, {} taken", announced, high_water() - before);
+}
+
+/// Steps that unpack make nothing: whoever wrote many of them for each byte could keep a patcher busy for days.
+#[test]
+fn what_is_unpacked_again_and_again_is_refused() {
+    let accepted = |times: usize| {
+        let mut table = BatchTable::default();
+        table.push(BatchKind::Data, false, &[extent(128, 1)], &[], (0, 0));
+        let counts = Counts { batches: 1, extents: 1, final_blocks: 1, ..Counts::default() };
+        let (old, new) = (unknown(512 << 10), unknown((512 << 10) + BLOCK));
+        let route = Route {
+            old: Some(old),
+            untouched_len: new.len,
+            untouched: [0; 32],
+            counts,
+            region_log: 0,
+            regions: vec![],
+        };
+        // A text of 1 byte of all of the old image, for a byte of the new one.
+        let kinds = [[6, 7, 8]; 4096][..times].concat();
+        let lengths = [[0x80, 0x80, 0x20, 0, 1, 1, 0, 1, 0]; 4096][..times].concat();
+        let mut sources = Vec::new();
+        (0..times).for_each(|i| varint::put_signed(&mut sources, if i == 0 { -(512 << 10) } else { -1 }));
+        let columns = [
+            (Kind::Route, route.encode()),
+            (Kind::Batches, table.encode()),
+            (Kind::StepKinds, [kinds, vec![0]].concat()),
+            (Kind::StepLengths, [lengths, vec![0]].concat()),
+            (Kind::StepSources, sources),
+            (Kind::DifferenceGaps, Vec::new()),
+            (Kind::DifferenceValues, Vec::new()),
+            (Kind::Literals, vec![0; 4096]),
+        ];
+        let limits = Limits { batch_bytes: 4096, source_bytes: 512 << 10, batch_steps: 1 << 14, memory: 0 };
+        let file = assemble(new, limits, &columns);
+        check_order(&Delta::open(Arc::new(file), 64 << 20).expect("opens")).map(|_| ())
+    };
+    accepted(60).expect("unpacks 30 MiB");
+    let refused = accepted(70).expect_err("unpacks 35 MiB");
+    assert!(refused.to_string().contains("bytes of texts in a batch"), "{refused}");
 }
 
 /// A claimed length of 2^62 bytes must not be read, hashed or allocated.

@@ -279,6 +279,7 @@ fn constants_are_those_of_table_9_1() {
         ("old_text_most", step::OLD_TEXT),
         ("new_text_most", step::NEW_TEXT),
         ("skip_end", step::SKIP_MOST),
+        ("batch_text_most", step::BATCH_TEXT),
     ]
     .into();
     let rows = table("9.1");

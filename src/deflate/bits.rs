@@ -61,6 +61,11 @@ pub(super) struct BitWriter {
 }
 
 impl BitWriter {
+    /// Has room for so many bytes.
+    pub fn with_capacity(bytes: usize) -> Self {
+        Self { bytes: Vec::with_capacity(bytes), ..Self::default() }
+    }
+
     /// Appends the lowest `bits`, at most 48, of `value`, whose other bits are zero.
     #[inline]
     pub fn put(&mut self, value: u64, bits: u32) {

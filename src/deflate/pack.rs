@@ -34,12 +34,13 @@ struct Codes {
 }
 
 /// The bytes that a text stands for, from the bit with number `skip` on, `len` of them; what is missing of the last byte is
-/// zeros.
+/// zeros. Bits beyond are dropped.
 ///
 /// # Errors
-/// A text that is malformed, or of too few bits, or of more than begin in the last byte.
+/// A text that is malformed, or of too few bits.
 pub fn pack(text: &[u8], skip: u32, len: usize) -> Result<Vec<u8>, Malformed> {
-    let mut out = BitWriter::default();
+    // A byte of a text makes at most 15 bits.
+    let mut out = BitWriter::with_capacity(text.len() * 2 + 2);
     out.put(0, skip.wrapping_neg() & 7);
     pack_items(text, &mut out).ok_or(Malformed)?;
     let mut bytes = out.finish();

@@ -6,7 +6,7 @@ use super::header::{Codec, Header, Kind};
 use super::pack::PACK_MEMORY;
 use super::route::Route;
 use super::scratch::{ScratchPieces, most_live, saved_extents};
-use super::step::{NEW_TEXT, OLD_TEXT, UNPACK_MOST};
+use super::step::{BATCH_TEXT, NEW_TEXT, OLD_TEXT, UNPACK_MOST};
 use crate::blockset::{BlockSet, PAGE_BLOCKS};
 use crate::units::{BLOCK, Extent, PART};
 use std::collections::BTreeSet;
@@ -18,8 +18,9 @@ const PART_BLOCKS: u64 = PART / BLOCK;
 /// three batches.
 const BASE: u64 = (6 << 20) + 3 * (256 << 10);
 
-/// What deflated data takes: an old and a new text, the bytes that they are made of and become, and codes.
-const TEXTS: u64 = (OLD_TEXT + NEW_TEXT + UNPACK_MOST) + 4 * NEW_TEXT;
+/// What deflated data takes: an old and a new text, the bytes that they are made of and become, and codes; and where what
+/// is unpacked lies, as each block may lie elsewhere.
+const TEXTS: u64 = (OLD_TEXT + NEW_TEXT + UNPACK_MOST) + 4 * NEW_TEXT + BATCH_TEXT / BLOCK * 160;
 
 /// What an order takes because of where the blocks lie that it writes, and because of what it saves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

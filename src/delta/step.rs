@@ -133,6 +133,9 @@ pub const OLD_TEXT: u64 = 1 << 20;
 pub const NEW_TEXT: u64 = 128 << 10;
 /// Most bytes that one unpack step reads.
 pub const UNPACK_MOST: u64 = 512 << 10;
+/// Most bytes of texts in a batch, and of what is unpacked: bounds the time and the memory that its steps take, as they
+/// may unpack the same bytes again and again.
+pub const BATCH_TEXT: u64 = 32 << 20;
 /// Most bits of a new text's first item that do not belong to the step: those of a header, and some to spare.
 pub const SKIP_MOST: u64 = 1 << 16;
 
@@ -170,6 +173,16 @@ impl Step {
     #[must_use]
     pub fn deflate(dst: u64, len: u64, skip: u32) -> Self {
         Self { kind: StepKind::Deflate, dst, len, src: skip.into() }
+    }
+
+    /// What counts for [`BATCH_TEXT`]: the bytes unpacked and their text, or the bytes made of a new text.
+    #[must_use]
+    pub fn text_bytes(&self) -> u64 {
+        match self.kind {
+            StepKind::Unpack => self.len + self.unpacked().1,
+            kind if kind.is_text() => self.len,
+            _ => 0,
+        }
     }
 
     /// Makes `len` bytes of the new text, at `dst` in it, of the old text from `src` on.
@@ -240,6 +253,8 @@ pub struct StepReader {
     sources: StreamReader,
     prediction: Prediction,
     bounds: StepBounds,
+    /// Of the steps of the batch so far: see [`BATCH_TEXT`].
+    text_bytes: u64,
 }
 
 impl StepReader {
@@ -254,6 +269,7 @@ impl StepReader {
             sources: streams.open(Kind::StepSources)?,
             prediction: Prediction::default(),
             bounds,
+            text_bytes: 0,
         })
     }
 
@@ -263,6 +279,7 @@ impl StepReader {
     /// Anything that is not as the spec says.
     pub fn read_batch(&mut self, extents: &[Extent], steps: &mut Vec<Step>) -> Result<(), DeltaError> {
         steps.clear();
+        self.text_bytes = 0;
         let mut old_text = OldText::default();
         for extent in extents {
             let bytes = extent.bytes(self.bounds.new_len);
@@ -281,9 +298,17 @@ impl StepReader {
         Ok(())
     }
 
-    fn push(&self, step: Step, steps: &mut Vec<Step>) -> Result<(), DeltaError> {
+    fn push(&mut self, step: Step, steps: &mut Vec<Step>) -> Result<(), DeltaError> {
         if steps.len() >= self.bounds.batch_steps as usize {
             return Err(DeltaError::field("steps of a batch", steps.len() as u64 + 1, "at most batch_steps"));
+        }
+        self.text_bytes += step.text_bytes();
+        if self.text_bytes > BATCH_TEXT {
+            return Err(DeltaError::field(
+                "bytes of texts in a batch",
+                self.text_bytes,
+                format!("at most {BATCH_TEXT}"),
+            ));
         }
         steps.push(step);
         Ok(())

@@ -1,7 +1,7 @@
 //! The old text of a batch: what its unpack steps yield (spec, section 6.6).
 
 use super::DeltaError;
-use super::step::Step;
+use super::step::{OLD_TEXT, Step, UNPACK_MOST};
 use crate::deflate::Unpacker;
 
 /// Old texts, one after another.
@@ -30,7 +30,9 @@ impl OldTexts {
         step: &Step,
         fetch: impl FnOnce(&mut [u8]) -> Result<(), DeltaError>,
     ) -> Result<(), DeltaError> {
+        // Once: growing would take up to twice as much as is announced.
         self.source.clear();
+        self.source.reserve_exact(UNPACK_MOST as usize);
         self.source.resize(step.len as usize, 0);
         fetch(&mut self.source)?;
         if !std::mem::replace(&mut self.open, true) {
@@ -38,8 +40,8 @@ impl OldTexts {
         }
         let (start, len) = step.unpacked();
         let end = self.text.len() + len as usize;
-        // An item has up to some hundred bytes; what goes beyond the end is refused.
-        self.text.reserve(len as usize + ITEM_MOST);
+        // The last item may go beyond the end, which is refused then.
+        self.text.reserve_exact((OLD_TEXT as usize + ITEM_MOST).saturating_sub(self.text.len()));
         self.unpacker.jump(start.inside);
         let mut at = u64::from(start.bit);
         while self.text.len() < end {

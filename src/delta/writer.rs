@@ -8,7 +8,7 @@ use super::memory::{Footprint, Memory};
 use super::pack::{PACK_MOST, pack};
 use super::placement::{Placement, Sources, Waived, pair_extents, saved_blocks};
 use super::route::{Counts, Route};
-use super::step::{Prediction, Step, StepKind};
+use super::step::{BATCH_TEXT, Prediction, Step, StepKind};
 use super::stream::{Compression, Finished, Stored, StreamWriter, compress_mixture};
 use super::text::OldTexts;
 use crate::blockset::BlockSet;
@@ -216,6 +216,10 @@ impl<'a> DeltaWriter<'a> {
         }
         self.count(batch, kind, &sources);
         if kind == BatchKind::Data {
+            let text_bytes = batch.steps.iter().map(Step::text_bytes).sum();
+            if text_bytes > BATCH_TEXT {
+                return Err(super::DeltaError::field("bytes of texts in a batch", text_bytes, "at most 32 MiB").into());
+            }
             self.differences.start_batch();
             self.old_texts.start_batch();
             self.add_steps(batch, content)?;

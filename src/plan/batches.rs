@@ -4,7 +4,7 @@ use super::elsewhere::divert;
 use super::order::{Action, Schedule};
 use super::pieces::{Piece, Pieces};
 use super::recipe::Recipe;
-use super::{BATCH_BLOCKS, BATCH_STEPS, SOURCE_BLOCKS};
+use super::{BATCH_BLOCKS, BATCH_STEPS, SOURCE_BLOCKS, TEXT_BYTES};
 use crate::delta::writer::NewBatch;
 use crate::units::{Extent, count_blocks, merge_extents, merge_ranges};
 
@@ -67,6 +67,7 @@ struct Open {
     blocks: u64,
     sources: u64,
     steps: usize,
+    text_bytes: u64,
 }
 
 impl Open {
@@ -75,18 +76,20 @@ impl Open {
         let blocks = count_blocks(&piece.extents);
         let fits = self.blocks + blocks <= BATCH_BLOCKS
             && self.sources + piece.source_blocks + added.1 <= SOURCE_BLOCKS
-            && self.steps + piece.steps + added.0 <= BATCH_STEPS;
+            && self.steps + piece.steps + added.0 <= BATCH_STEPS
+            && self.text_bytes + piece.text_bytes <= TEXT_BYTES;
         self.started && (piece.zero || fits)
     }
 
     fn add(&mut self, piece: &Piece, added: (usize, u64)) {
         if !self.has_room_for(piece, added) {
-            (self.blocks, self.sources, self.steps) = (0, 0, 0);
+            (self.blocks, self.sources, self.steps, self.text_bytes) = (0, 0, 0, 0);
         }
         self.started = true;
         self.blocks += count_blocks(&piece.extents);
         self.sources += piece.source_blocks + added.1;
         self.steps += piece.steps + added.0;
+        self.text_bytes += piece.text_bytes;
     }
 }
 

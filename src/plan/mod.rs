@@ -15,6 +15,7 @@ mod volatile;
 pub use recipe::{Recipe, Recode};
 pub use volatile::volatile_blocks;
 
+use crate::delta::step::BATCH_TEXT;
 use crate::delta::writer::NewBatch;
 use crate::units::{BLOCK, Extent, count_blocks};
 use cuts::Cut;
@@ -28,6 +29,9 @@ pub const BATCH_BLOCKS: u64 = 256;
 pub const SOURCE_BLOCKS: u64 = 384;
 /// Largest number of steps of a batch.
 pub const BATCH_STEPS: usize = 1 << 12;
+/// Bytes of texts in a batch, as of [`BATCH_TEXT`]: where pieces lie side by side, the steps of both together are others
+/// than those of each, and may take more.
+const TEXT_BYTES: u64 = BATCH_TEXT / 2;
 
 /// Sizes of pieces that are tried, in blocks: large ones overlap themselves more, small ones make longer chains. The
 /// sizes from [`LAST_RESORT`] on need the least scratch, and are tried only where larger ones need literals.

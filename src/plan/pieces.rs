@@ -1,7 +1,7 @@
 //! Pieces: what is written, cut into units of order, and which of the written blocks each of them reads.
 
 use super::recipe::{Reads, Recipe};
-use super::{BATCH_STEPS, SOURCE_BLOCKS, whole_blocks};
+use super::{BATCH_STEPS, SOURCE_BLOCKS, TEXT_BYTES, whole_blocks};
 use crate::units::{Extent, count_blocks, merge_extents};
 
 /// Blocks of zeros in a piece at the most, in pieces of data.
@@ -18,6 +18,8 @@ pub struct Piece {
     pub source_blocks: u64,
     /// Number of steps that make it.
     pub steps: usize,
+    /// Bytes of texts that these take: see [`TEXT_BYTES`].
+    pub text_bytes: u64,
     /// The written blocks that it reads, as dense numbers: ascending.
     pub reads: Vec<u32>,
 }
@@ -100,7 +102,7 @@ fn push_zeros(list: &mut Vec<Piece>, extent: Extent, most: u64) {
     while start < extent.end() {
         let end = extent.end().min((start / most + 1) * most);
         let extents = vec![Extent { start, count: end - start }];
-        list.push(Piece { extents, zero: true, source_blocks: 0, steps: 0, reads: Vec::new() });
+        list.push(Piece { extents, zero: true, source_blocks: 0, steps: 0, text_bytes: 0, reads: Vec::new() });
         start = end;
     }
 }
@@ -132,14 +134,14 @@ fn push_data(recipe: &Recipe, list: &mut Vec<Piece>, extents: Vec<Extent>, new_l
     if total == 0 {
         return;
     }
-    let Reads { blocks, steps } = recipe.reads(&extents, new_len);
+    let Reads { blocks, steps, text_bytes } = recipe.reads(&extents, new_len);
     let source_blocks = count_blocks(&blocks);
-    if total > 1 && (source_blocks > SOURCE_BLOCKS || steps > BATCH_STEPS) {
+    if total > 1 && (source_blocks > SOURCE_BLOCKS || steps > BATCH_STEPS || text_bytes > TEXT_BYTES) {
         let (left, right) = halve(extents, total / 2);
         push_data(recipe, list, left, new_len);
         push_data(recipe, list, right, new_len);
     } else {
-        list.push(Piece { extents, zero: false, source_blocks, steps, reads: Vec::new() });
+        list.push(Piece { extents, zero: false, source_blocks, steps, text_bytes, reads: Vec::new() });
     }
 }
 

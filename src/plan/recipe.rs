@@ -29,6 +29,8 @@ pub struct Reads {
     pub blocks: Vec<Extent>,
     /// Steps.
     pub steps: usize,
+    /// Bytes of texts that these take, as of [`Step::text_bytes`].
+    pub text_bytes: u64,
 }
 
 /// The old bytes that a run reads, deflated data apart.
@@ -113,6 +115,7 @@ impl<'a> Recipe<'a> {
                 recode.steps(part.dst..part.dst + part.len, &mut steps);
                 let reads = deflated.entry(part.dst / BLOCK).or_default();
                 reads.steps += steps.len();
+                reads.text_bytes += steps.iter().map(Step::text_bytes).sum::<u64>();
                 let reading = steps.iter().filter(|step| step.kind.space().is_some());
                 reads.blocks.extend(reading.map(|step| blocks_touched(&(step.src..step.src + step.len))));
                 merge_extents(&mut reads.blocks);
@@ -137,10 +140,14 @@ impl<'a> Recipe<'a> {
         for run in extents.iter().flat_map(|extent| self.clip(extent.bytes(new_len))) {
             reads.blocks.extend(sources_of(&run, &self.deflated));
             let blocks = blocks_touched(&(run.dst..run.dst + run.len));
-            reads.steps += match run.source {
-                Source::Deflate => self.deflated.range(blocks.start..blocks.end()).map(|(_, reads)| reads.steps).sum(),
-                _ => 1,
-            };
+            if run.source != Source::Deflate {
+                reads.steps += 1;
+                continue;
+            }
+            for (_, block) in self.deflated.range(blocks.start..blocks.end()) {
+                reads.steps += block.steps;
+                reads.text_bytes += block.text_bytes;
+            }
         }
         merge_extents(&mut reads.blocks);
         reads
