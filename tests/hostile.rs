@@ -140,7 +140,7 @@ fn what_is_unpacked_again_and_again_is_refused() {
         let (old, new) = (unknown(512 << 10), unknown((512 << 10) + BLOCK));
         let route = Route {
             old: Some(old),
-            untouched_len: new.len,
+            untouched_len: old.len,
             untouched: [0; 32],
             counts,
             region_log: 0,

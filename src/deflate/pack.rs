@@ -4,6 +4,7 @@ use super::bits::BitWriter;
 use super::huffman::codes;
 use super::{DISTANCES, DYNAMIC, END, FINAL, FIXED, HEADER, LENGTHS, LITERAL, LITERALS, MARK, ORDER, REACHES, SILENT};
 use super::{code_lengths, fixed_lengths};
+use std::sync::{Arc, LazyLock};
 
 /// A text that is not one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,9 +29,22 @@ impl Writing {
     }
 }
 
+#[derive(Clone)]
 struct Codes {
-    literals: Writing,
-    distances: Writing,
+    literals: Arc<Writing>,
+    distances: Arc<Writing>,
+}
+
+/// Made once: there are texts of very many headers.
+static FIXED_CODES: LazyLock<Option<Codes>> = LazyLock::new(|| {
+    let (literals, distances) = fixed_lengths();
+    Codes::new(&literals, &distances)
+});
+
+impl Codes {
+    fn new(literals: &[u8], distances: &[u8]) -> Option<Self> {
+        Some(Self { literals: Writing::new(literals)?.into(), distances: Writing::new(distances)?.into() })
+    }
 }
 
 /// The bytes that a text stands for, from the bit with number `skip` on, `len` of them; what is missing of the last byte is
@@ -104,8 +118,7 @@ fn header(rest: &mut &[u8], out: &mut BitWriter) -> Option<Codes> {
     match head & !(FINAL | SILENT) {
         FIXED => {
             out.put(1, 2);
-            let (literals, distances) = fixed_lengths();
-            Some(Codes { literals: Writing::new(&literals)?, distances: Writing::new(&distances)? })
+            FIXED_CODES.clone()
         }
         DYNAMIC => {
             out.put(2, 2);
@@ -147,7 +160,7 @@ fn dynamic(rest: &mut &[u8], out: &mut BitWriter) -> Option<Codes> {
         sum += times + usize::from(extra);
     }
     let lengths = code_lengths(symbols.into_iter(), literals + distances)?;
-    Some(Codes { literals: Writing::new(&lengths[..literals])?, distances: Writing::new(&lengths[literals..])? })
+    Codes::new(&lengths[..literals], &lengths[literals..])
 }
 
 fn put_number(value: u8, bits: u32, out: &mut BitWriter) -> Option<()> {

@@ -4,6 +4,7 @@ use super::bits::BitReader;
 use super::huffman::Reading;
 use super::{DISTANCES, DYNAMIC, END, FINAL, FIXED, HEADER, LENGTHS, LITERAL, LITERALS, MARK, ORDER, REACHES};
 use super::{code_lengths, fixed_lengths};
+use std::sync::{Arc, LazyLock};
 
 /// What was unpacked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,11 +31,19 @@ pub enum Stop {
     Malformed,
 }
 
+/// Codes of literals and lengths, and of distances.
+type Readings = Arc<(Reading, Reading)>;
+
+/// Made once: there are streams of very many short blocks with fixed codes.
+static FIXED_CODES: LazyLock<Option<Readings>> = LazyLock::new(|| {
+    let (literals, distances) = fixed_lengths();
+    Some(Arc::new((Reading::new(&literals)?, Reading::new(&distances)?)))
+});
+
 /// The codes of a block.
 #[derive(Debug)]
 struct Codes {
-    literals: Reading,
-    distances: Reading,
+    readings: Readings,
     last: bool,
 }
 
@@ -113,7 +122,7 @@ impl Unpacker {
     #[inline]
     fn symbol(&self, reader: &mut BitReader<'_>, text: &mut Vec<u8>) -> Result<Item, Stop> {
         let codes = self.codes.as_ref().ok_or(Stop::Malformed)?;
-        match codes.literals.symbol(reader).ok_or(Stop::Malformed)? {
+        match codes.readings.0.symbol(reader).ok_or(Stop::Malformed)? {
             literal @ 0..256 => {
                 text.push(literal as u8);
                 if literal as u8 == MARK {
@@ -147,8 +156,7 @@ impl Unpacker {
             0 => return Err(Stop::Stored),
             1 => {
                 text.extend([MARK, 0, HEADER, head | FIXED]);
-                let (literals, distances) = fixed_lengths();
-                Reading::new(&literals).zip(Reading::new(&distances))
+                FIXED_CODES.clone()
             }
             2 => {
                 text.extend([MARK, 0, HEADER, head | DYNAMIC]);
@@ -156,8 +164,8 @@ impl Unpacker {
             }
             _ => None,
         };
-        let (literals, distances) = readings.ok_or(Stop::Malformed)?;
-        self.codes = Some(Codes { literals, distances, last });
+        let readings = readings.ok_or(Stop::Malformed)?;
+        self.codes = Some(Codes { readings, last });
         Ok(Item::Header)
     }
 }
@@ -170,12 +178,12 @@ fn a_match(symbol: u16, codes: &Codes, reader: &mut BitReader<'_>) -> Option<(u1
     if length == 258 && extra > 0 {
         return None; // 258 has a symbol of its own; a text has no way to say that another was taken
     }
-    let (nearest, extra) = *REACHES.get(usize::from(codes.distances.symbol(reader)?))?;
+    let (nearest, extra) = *REACHES.get(usize::from(codes.readings.1.symbol(reader)?))?;
     Some((length, nearest + reader.take(extra.into())? as u16))
 }
 
 /// Codes of a block's own.
-fn dynamic(reader: &mut BitReader<'_>, text: &mut Vec<u8>) -> Option<(Reading, Reading)> {
+fn dynamic(reader: &mut BitReader<'_>, text: &mut Vec<u8>) -> Option<Readings> {
     let literals = reader.take(5)?;
     let distances = reader.take(5)?;
     let lengths = reader.take(4)?;
@@ -206,5 +214,5 @@ fn dynamic(reader: &mut BitReader<'_>, text: &mut Vec<u8>) -> Option<(Reading, R
         sum += if times == 1 { 1 } else { times + usize::from(extra) };
     }
     let lengths = code_lengths(symbols.into_iter(), literals + distances)?;
-    Reading::new(&lengths[..literals]).zip(Reading::new(&lengths[literals..]))
+    Some(Arc::new((Reading::new(&lengths[..literals])?, Reading::new(&lengths[literals..])?)))
 }

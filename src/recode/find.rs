@@ -9,8 +9,14 @@ const PIECE: u64 = 4 << 20;
 const NAME_MOST: usize = 1 << 10;
 
 /// The offsets in `image` at which, by what stands before them, deflated data may begin: ascending. `ranges` (ascending,
-/// disjoint) are looked through for the beginnings of headers.
-pub(super) fn starts(image: &[u8], ranges: &[Range<u64>], threads: usize) -> Vec<u64> {
+/// disjoint) are looked through for the beginnings of headers. Only those offsets are kept, one by one, that are `likely`:
+/// data may be full of what looks like a header.
+pub(super) fn starts(
+    image: &[u8],
+    ranges: &[Range<u64>],
+    threads: usize,
+    likely: impl Fn(u64) -> bool + Sync,
+) -> Vec<u64> {
     let pieces: Vec<Range<u64>> = ranges
         .iter()
         .flat_map(|range| {
@@ -18,14 +24,14 @@ pub(super) fn starts(image: &[u8], ranges: &[Range<u64>], threads: usize) -> Vec
             (range.start..end).step_by(PIECE as usize).map(move |start| start..end.min(start + PIECE))
         })
         .collect();
-    let found = parallel::map(pieces.len(), threads, |i| starts_in(image, &pieces[i]));
+    let found = parallel::map(pieces.len(), threads, |i| starts_in(image, &pieces[i], &likely));
     let mut starts: Vec<u64> = found.into_iter().flatten().collect();
     starts.sort_unstable();
     starts.dedup();
     starts
 }
 
-fn starts_in(image: &[u8], range: &Range<u64>) -> Vec<u64> {
+fn starts_in(image: &[u8], range: &Range<u64>, likely: impl Fn(u64) -> bool) -> Vec<u64> {
     let end = (range.end as usize).min(image.len());
     let at = (range.start as usize).min(end);
     let behind = |(i, byte): (usize, &u8)| -> Option<u64> {
@@ -38,7 +44,7 @@ fn starts_in(image: &[u8], range: &Range<u64>) -> Vec<u64> {
             0x78 => zlib_header(rest),
             _ => zip_header(rest),
         };
-        Some((at + i + header?) as u64)
+        Some((at + i + header?) as u64).filter(|start| likely(*start))
     };
     image[at..end].iter().enumerate().filter_map(behind).collect()
 }
@@ -93,9 +99,9 @@ mod tests {
         }
         let len = image.len() as u64;
         for threads in [1, 3] {
-            assert_eq!(starts(&image, &[0..len], threads), expected);
+            assert_eq!(starts(&image, &[0..len], threads, |_| true), expected);
         }
-        assert_eq!(starts(&image, &[2..5_000_000, 5_000_001..len], 2), [expected[1], expected[3]]);
+        assert_eq!(starts(&image, &[2..5_000_000, 5_000_001..len], 2, |_| true), [expected[1], expected[3]]);
     }
 
     #[test]
@@ -106,7 +112,7 @@ mod tests {
             b"PK\x03\x04",
             &[0x78],
         ] {
-            assert!(starts(header, &[0..header.len() as u64], 1).is_empty());
+            assert!(starts(header, &[0..header.len() as u64], 1, |_| true).is_empty());
         }
     }
 }

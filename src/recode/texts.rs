@@ -95,7 +95,7 @@ const GROUP: usize = 8;
 impl Texts {
     /// Unpacks what begins in `ranges` of an image. Texts are kept in a file without a name in `folder`.
     pub fn find(image: &[u8], ranges: &[Range<u64>], limits: Limits, folder: &Path) -> io::Result<Self> {
-        let starts = starts(image, ranges, limits.threads);
+        let starts = starts(image, ranges, limits.threads, |start| Stream::may_begin(image, start));
         let mut file = BufWriter::new(tempfile::tempfile_in(folder)?);
         let mut texts = Self::default();
         let (mut len, mut behind) = (0u64, 0u64);
@@ -250,27 +250,27 @@ fn unpack(from: Place, end: u64, text_len: u64, inside: bool) -> Step {
 }
 
 impl Stream {
-    /// Unpacks the stream that begins at byte `start`, as far as there is one; nothing where there is hardly any.
+    /// Unpacks the stream that begins at byte `start`, as far as there is one.
     fn read(image: &[u8], start: u64, most: usize) -> Self {
-        let mut stream = Self::default();
-        let (mut unpacker, mut at) = (Unpacker::new(), start * 8);
-        // Most of what only looks like a stream ends soon: this takes no memory for it.
-        let mut trial = Vec::new();
-        let tried = loop {
-            trial.clear();
-            match unpacker.next(image, at, &mut trial) {
-                Ok((_, end)) if end >= (start + TRIAL) * 8 => break true,
-                Ok((_, end)) => at = end,
-                Err(stop) => break stop == Stop::Finished && at >= (start + LEAST) * 8,
-            }
-        };
-        if tried {
-            let mut at = start * 8;
-            while let Some(next) = stream.read_section(image, at, most) {
-                at = next;
-            }
+        let (mut stream, mut at) = (Self::default(), start * 8);
+        while let Some(next) = stream.read_section(image, at, most) {
+            at = next;
         }
         stream
+    }
+
+    /// Whether there is more than the beginning of a stream at byte `start`. Most of what only looks like one ends soon:
+    /// this takes no memory for it.
+    fn may_begin(image: &[u8], start: u64) -> bool {
+        let (mut unpacker, mut at, mut trial) = (Unpacker::new(), start * 8, Vec::new());
+        loop {
+            trial.clear();
+            match unpacker.next(image, at, &mut trial) {
+                Ok((_, end)) if end >= (start + TRIAL) * 8 => return true,
+                Ok((_, end)) => at = end,
+                Err(stop) => return stop == Stop::Finished && at >= (start + LEAST) * 8,
+            }
+        }
     }
 
     /// Unpacks blocks from a header on; where compressed blocks go on behind one that is not compressed.
