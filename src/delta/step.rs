@@ -132,10 +132,10 @@ pub const OLD_TEXT: u64 = 1 << 20;
 /// Most bytes of a new text.
 pub const NEW_TEXT: u64 = 128 << 10;
 /// Most bytes that one unpack step reads.
-pub const UNPACK_MOST: u64 = 512 << 10;
+pub const UNPACK_MOST: u64 = 256 << 10;
 /// Most bytes of texts in a batch, and of what is unpacked: bounds the time and the memory that its steps take, as they
 /// may unpack the same bytes again and again.
-pub const BATCH_TEXT: u64 = 32 << 20;
+pub const BATCH_TEXT: u64 = 16 << 20;
 /// Most bits of a new text's first item that do not belong to the step: those of a header, and some to spare.
 pub const SKIP_MOST: u64 = 1 << 16;
 

@@ -218,7 +218,12 @@ impl<'a> DeltaWriter<'a> {
         if kind == BatchKind::Data {
             let text_bytes = batch.steps.iter().map(Step::text_bytes).sum();
             if text_bytes > BATCH_TEXT {
-                return Err(super::DeltaError::field("bytes of texts in a batch", text_bytes, "at most 32 MiB").into());
+                return Err(super::DeltaError::field(
+                    "bytes of texts in a batch",
+                    text_bytes,
+                    format!("at most {BATCH_TEXT}"),
+                )
+                .into());
             }
             self.differences.start_batch();
             self.old_texts.start_batch();

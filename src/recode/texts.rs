@@ -99,16 +99,17 @@ impl Texts {
         let mut file = BufWriter::new(tempfile::tempfile_in(folder)?);
         let mut texts = Self::default();
         let (mut len, mut behind) = (0u64, 0u64);
+        // In bits, as one that is broken off ends within a byte.
         for group in starts.chunks(GROUP) {
             let streams = parallel::map(group.len(), limits.threads, |i| {
-                if group[i] < behind { Stream::default() } else { Stream::read(image, group[i], limits.stream) }
+                if group[i] * 8 < behind { Stream::default() } else { Stream::read(image, group[i], limits.stream) }
             });
             for stream in streams {
                 // What is found within another stream is not one.
-                if stream.sections.first().is_none_or(|first| first.bytes.start < behind) {
+                if stream.sections.first().is_none_or(|first| first.bits.start < behind) {
                     continue;
                 }
-                behind = stream.sections.last().map_or(behind, |last| last.bytes.end);
+                behind = stream.sections.last().map_or(behind, |last| last.bits.end);
                 file.write_all(&stream.text)?;
                 len = texts.append(stream, len);
             }

@@ -169,7 +169,7 @@ fn bytes(raw: &mut Vec<u8>, rng: &mut Rng) {
     let end = (at + 1 + rng.below(16)).min(raw.len());
     match rng.below(9) {
         0 | 1 if at < raw.len() => raw[at] ^= 1 << rng.below(8),
-        2 if at < raw.len() => raw[at] = [0, 1, 2, 3, 4, 5, 6, 0x7F, 0x80, 0xFF][rng.below(10)],
+        2 if at < raw.len() => raw[at] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 0x7F, 0x80, 0xFF][rng.below(14)],
         3 => {
             // A varint in place of one, or between two.
             let mut number = Vec::new();
