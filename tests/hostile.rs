@@ -135,9 +135,9 @@ fn claims_of_far_sources_cost_no_memory() {
 fn what_is_unpacked_again_and_again_is_refused() {
     let accepted = |times: usize| {
         let mut table = BatchTable::default();
-        table.push(BatchKind::Data, false, &[extent(128, 1)], &[], (0, 0));
+        table.push(BatchKind::Data, false, &[extent(64, 1)], &[], (0, 0));
         let counts = Counts { batches: 1, extents: 1, final_blocks: 1, ..Counts::default() };
-        let (old, new) = (unknown(512 << 10), unknown((512 << 10) + BLOCK));
+        let (old, new) = (unknown(256 << 10), unknown((256 << 10) + BLOCK));
         let route = Route {
             old: Some(old),
             untouched_len: old.len,
@@ -148,9 +148,9 @@ fn what_is_unpacked_again_and_again_is_refused() {
         };
         // A text of 1 byte of all of the old image, for a byte of the new one.
         let kinds = [[6, 7, 8]; 4096][..times].concat();
-        let lengths = [[0x80, 0x80, 0x20, 0, 1, 1, 0, 1, 0]; 4096][..times].concat();
+        let lengths = [[0x80, 0x80, 0x10, 0, 1, 1, 0, 1, 0]; 4096][..times].concat();
         let mut sources = Vec::new();
-        (0..times).for_each(|i| varint::put_signed(&mut sources, if i == 0 { -(512 << 10) } else { -1 }));
+        (0..times).for_each(|i| varint::put_signed(&mut sources, if i == 0 { -(256 << 10) } else { -1 }));
         let columns = [
             (Kind::Route, route.encode()),
             (Kind::Batches, table.encode()),
@@ -161,12 +161,12 @@ fn what_is_unpacked_again_and_again_is_refused() {
             (Kind::DifferenceValues, Vec::new()),
             (Kind::Literals, vec![0; 4096]),
         ];
-        let limits = Limits { batch_bytes: 4096, source_bytes: 512 << 10, batch_steps: 1 << 14, memory: 0 };
+        let limits = Limits { batch_bytes: 4096, source_bytes: 256 << 10, batch_steps: 1 << 14, memory: 0 };
         let file = assemble(new, limits, &columns);
         check_order(&Delta::open(Arc::new(file), 64 << 20).expect("opens")).map(|_| ())
     };
-    accepted(60).expect("unpacks 30 MiB");
-    let refused = accepted(70).expect_err("unpacks 35 MiB");
+    accepted(60).expect("unpacks 15 MiB");
+    let refused = accepted(70).expect_err("unpacks 17.5 MiB");
     assert!(refused.to_string().contains("bytes of texts in a batch"), "{refused}");
 }
 
