@@ -139,7 +139,7 @@ fn grown(random: &mut Rng, len: u64) -> Vec<Run> {
 }
 
 /// Without detours each stretch of 20,000 bytes must be kept from the time when it is overwritten to that when it is
-/// read, and there is nowhere to keep it: 34,000 batches, then, of a block or two.
+/// read, and there is nowhere to keep it: very many batches, then, of a block or two.
 #[test]
 fn where_all_is_moved_and_no_block_is_free_the_order_stays_short() {
     let len = 256 << 20;
