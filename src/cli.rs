@@ -72,7 +72,8 @@ pub enum Verb {
             From a signature whole blocks are found again, wherever they lie, but not content\n\
             that changed a little: such a delta is larger than one made from the old image.\n\n\
             Data within the images that are compressed by gzip, zlib or zip are compared by\n\
-            their content, as far as each file lies in one piece.\n\n\
+            their content, as far as each file lies in one piece; it is kept meanwhile in\n\
+            files without names beside DELTA.\n\n\
             Images compressed by gzip, xz, zstd or bzip2, recognised by their content, are\n\
             unpacked first: in the folder that TMPDIR names, else beside DELTA or in /tmp.\n\n\
             A file that begins like qcow2 and whose name ends in .qcow2 is read as qcow2,\n\

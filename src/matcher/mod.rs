@@ -55,6 +55,19 @@ pub struct Run {
     pub source: Source,
 }
 
+impl Run {
+    /// The part from byte `skip` of the run on, `len` bytes long.
+    #[must_use]
+    pub fn part(&self, skip: u64, len: u64) -> Self {
+        let source = match self.source {
+            Source::Copy { src } => Source::Copy { src: src + skip },
+            Source::Add { src } => Source::Add { src: src + skip },
+            other => other,
+        };
+        Self { dst: self.dst + skip, len, source }
+    }
+}
+
 /// What finding runs may cost.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {

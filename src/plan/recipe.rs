@@ -63,18 +63,8 @@ fn in_blocks(run: &Run) -> impl Iterator<Item = Run> + '_ {
     let blocks = blocks_touched(&(run.dst..run.dst + run.len));
     (blocks.start..blocks.end()).map(|block| {
         let (start, end) = ((block * BLOCK).max(run.dst), ((block + 1) * BLOCK).min(run.dst + run.len));
-        part_of(run, start - run.dst, end - start)
+        run.part(start - run.dst, end - start)
     })
-}
-
-/// The part of a run from `skip` on, `len` bytes long.
-fn part_of(run: &Run, skip: u64, len: u64) -> Run {
-    let source = match run.source {
-        Source::Copy { src } => Source::Copy { src: src + skip },
-        Source::Add { src } => Source::Add { src: src + skip },
-        other => other,
-    };
-    Run { dst: run.dst + skip, len, source }
 }
 
 /// The parts of a run of deflated data, of which those blocks become literals that read from `old_blocks`.
@@ -212,7 +202,7 @@ impl<'a> Recipe<'a> {
         let first = self.runs.partition_point(|run| run.dst + run.len <= bytes.start);
         self.runs[first..].iter().take_while(move |run| run.dst < bytes.end).map(move |run| {
             let start = run.dst.max(bytes.start);
-            part_of(run, start - run.dst, (run.dst + run.len).min(bytes.end) - start)
+            run.part(start - run.dst, (run.dst + run.len).min(bytes.end) - start)
         })
     }
 
@@ -293,11 +283,11 @@ impl<'a> Recipe<'a> {
             let first = old_blocks.partition_point(|e| e.end() * BLOCK <= source.start);
             for extent in old_blocks[first..].iter().take_while(|e| e.start * BLOCK < source.end) {
                 let (start, end) = ((extent.start * BLOCK).max(source.start), (extent.end() * BLOCK).min(source.end));
-                parts.push(part_of(run, at - source.start, start - at));
-                parts.push(Run { source: Source::Literal, ..part_of(run, start - source.start, end - start) });
+                parts.push(run.part(at - source.start, start - at));
+                parts.push(Run { source: Source::Literal, ..run.part(start - source.start, end - start) });
                 at = end;
             }
-            parts.push(part_of(run, at - source.start, source.end - at));
+            parts.push(run.part(at - source.start, source.end - at));
         });
     }
 
@@ -312,11 +302,11 @@ impl<'a> Recipe<'a> {
             let first = new_blocks.partition_point(|e| e.end() * BLOCK <= run.dst);
             for extent in new_blocks[first..].iter().take_while(|e| e.start * BLOCK < end) {
                 let (start, stop) = ((extent.start * BLOCK).max(run.dst), (extent.end() * BLOCK).min(end));
-                parts.push(part_of(run, at - run.dst, start - at));
+                parts.push(run.part(at - run.dst, start - at));
                 parts.push(Run { dst: start, len: stop - start, source: Source::Literal });
                 at = stop;
             }
-            parts.push(part_of(run, at - run.dst, end - at));
+            parts.push(run.part(at - run.dst, end - at));
         });
     }
 

@@ -178,13 +178,7 @@ fn replaced(runs: &[Run], ranges: &[Range<u64>], source: Source) -> Vec<Run> {
                     _ => out.push(Run { dst: at, len: stop - at, source }),
                 }
             } else {
-                let skipped = at - run.dst;
-                let source = match run.source {
-                    Source::Copy { src } => Source::Copy { src: src + skipped },
-                    Source::Add { src } => Source::Add { src: src + skipped },
-                    other => other,
-                };
-                out.push(Run { dst: at, len: stop - at, source });
+                out.push(run.part(at - run.dst, stop - at));
             }
             at = stop;
         }

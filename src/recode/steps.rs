@@ -84,12 +84,7 @@ impl Recoding<'_> {
         let first = self.runs.partition_point(|run| run.dst + run.len <= start);
         self.runs[first..].iter().take_while(move |run| run.dst < end).map(move |run| {
             let from = run.dst.max(start);
-            let source = match run.source {
-                Source::Copy { src } => Source::Copy { src: src + from - run.dst },
-                Source::Add { src } => Source::Add { src: src + from - run.dst },
-                other => other,
-            };
-            Run { dst: from, len: (run.dst + run.len).min(end) - from, source }
+            run.part(from - run.dst, (run.dst + run.len).min(end) - from)
         })
     }
 

@@ -98,8 +98,8 @@ impl Texts {
         let starts = starts(image, ranges, limits.threads, |start| Stream::may_begin(image, start));
         let mut file = BufWriter::new(tempfile::tempfile_in(folder)?);
         let mut texts = Self::default();
+        // `behind` counts bits, as a stream that is broken off ends within a byte.
         let (mut len, mut behind) = (0u64, 0u64);
-        // In bits, as one that is broken off ends within a byte.
         for group in starts.chunks(GROUP) {
             let streams = parallel::map(group.len(), limits.threads, |i| {
                 if group[i] * 8 < behind { Stream::default() } else { Stream::read(image, group[i], limits.stream) }
