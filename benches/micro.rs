@@ -4,6 +4,7 @@
 //! some of it new. Whole programs on real images: `benches/compare.py` and `benches/patch.py`.
 
 use blkpatch::compare::{View, compare, identify};
+use blkpatch::deflate::{Unpacker, pack};
 use blkpatch::delta::Delta;
 use blkpatch::delta::check::check_order;
 use blkpatch::device::MemoryDevice;
@@ -15,6 +16,7 @@ use blkpatch::target::{Verify, survey};
 use blkpatch::varint;
 use divan::Bencher;
 use divan::counter::BytesCount;
+use std::io::Write;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -145,6 +147,42 @@ fn varints(bencher: Bencher) {
         }
         sum
     });
+}
+
+/// Deflated data, and its text: words that repeat, and bytes that do not.
+static DEFLATED: LazyLock<(Vec<u8>, Vec<u8>)> = LazyLock::new(|| {
+    let words = PAIR.old.chunks(4096).flat_map(|chunk| chunk[..usize::from(chunk[0]) + 1].repeat(2));
+    let mut encoder = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::new(9));
+    encoder.write_all(&words.collect::<Vec<u8>>()).expect("in memory");
+    let bytes = encoder.finish().expect("in memory");
+    let mut text = Vec::new();
+    unpack(&bytes, &mut text);
+    (bytes, text)
+});
+
+fn unpack(bytes: &[u8], text: &mut Vec<u8>) {
+    let (mut unpacker, mut at) = (Unpacker::new(), 0);
+    while let Ok((_, next)) = unpacker.run(bytes, at, (u64::MAX, usize::MAX), text) {
+        at = next;
+    }
+}
+
+/// Deflated data made a text.
+#[divan::bench]
+fn unpacking(bencher: Bencher) {
+    let mut text = Vec::with_capacity(DEFLATED.1.len());
+    bencher.counter(BytesCount::new(DEFLATED.0.len())).bench_local(|| {
+        text.clear();
+        unpack(&DEFLATED.0, &mut text);
+    });
+}
+
+/// A text made deflated data.
+#[divan::bench]
+fn packing(bencher: Bencher) {
+    let (bytes, text) = &*DEFLATED;
+    assert_eq!(pack(text, 0, bytes.len()).as_ref(), Ok(bytes));
+    bencher.counter(BytesCount::new(bytes.len())).bench(|| pack(text, 0, bytes.len()));
 }
 
 fn main() {

@@ -51,37 +51,45 @@ impl<'a> BitReader<'a> {
     }
 }
 
-/// Writes bits.
-#[derive(Debug, Default)]
+/// Writes bits to a buffer; those beyond its end are only counted.
+#[derive(Debug)]
 pub(super) struct BitWriter {
-    pub bytes: Vec<u8>,
+    /// With room behind its end for a whole word.
+    bytes: Vec<u8>,
+    /// Bytes that are complete.
+    whole: usize,
     word: u64,
     /// Bits in `word`: below 8 between calls.
     used: u32,
 }
 
 impl BitWriter {
-    /// Has room for so many bytes.
-    pub fn with_capacity(bytes: usize) -> Self {
-        Self { bytes: Vec::with_capacity(bytes), ..Self::default() }
+    /// For so many bytes.
+    pub fn new(bytes: usize) -> Self {
+        Self { bytes: vec![0; bytes.saturating_add(size_of::<u64>())], whole: 0, word: 0, used: 0 }
     }
 
-    /// Appends the lowest `bits`, at most 48, of `value`, whose other bits are zero.
+    /// Appends the lowest `bits`, at most 56, of `value`, whose other bits are zero.
     #[inline]
     pub fn put(&mut self, value: u64, bits: u32) {
         self.word |= value << self.used;
         self.used += bits;
-        let whole = (self.used / 8) as usize;
-        self.bytes.extend_from_slice(&self.word.to_le_bytes()[..whole]);
-        self.word >>= whole * 8;
+        // Always a whole word, as then nothing depends on how many of its bytes are complete.
+        if let Some(room) = self.bytes.get_mut(self.whole..).and_then(|rest| rest.first_chunk_mut()) {
+            *room = self.word.to_le_bytes();
+        }
+        self.whole += (self.used / 8) as usize;
+        self.word >>= self.used & !7;
         self.used %= 8;
     }
 
-    /// The bytes, the last one filled up with zeros.
-    pub fn finish(mut self) -> Vec<u8> {
-        if self.used > 0 {
-            self.bytes.push(self.word as u8);
+    /// The first `len` bytes, the last one filled up with zeros; `None` where there are not so many, or no room was for them.
+    pub fn finish(mut self, len: usize) -> Option<Vec<u8>> {
+        let there = self.whole + usize::from(self.used > 0);
+        if len > there || len > self.bytes.len() - size_of::<u64>() {
+            return None;
         }
-        self.bytes
+        self.bytes.truncate(len);
+        Some(self.bytes)
     }
 }

@@ -1,17 +1,15 @@
 //! Canonical Huffman codes (RFC 1951, 3.2.2): to read and to write.
 
-use super::bits::BitReader;
-
 /// Longest code, in bits.
 const LONGEST: usize = 15;
 /// Codes up to this length are found by one look into a table.
-const DIRECT: u32 = 10;
+const DIRECT: u32 = 11;
 
 /// A code to read symbols by.
 #[derive(Clone, Debug)]
 pub(super) struct Reading {
     /// By the next [`DIRECT`] bits: symbol * 16 + length; 0 where the code is longer, or none.
-    direct: Vec<u16>,
+    direct: Box<[u16; 1 << DIRECT]>,
     /// Codes of each length.
     counts: [u16; LONGEST + 1],
     /// The symbols, by code.
@@ -27,7 +25,7 @@ impl Reading {
         counts[0] = 0;
         let mut symbols: Vec<u16> = (0..lengths.len() as u16).filter(|s| lengths[usize::from(*s)] > 0).collect();
         symbols.sort_by_key(|symbol| lengths[usize::from(*symbol)]);
-        let mut direct = vec![0; 1 << DIRECT];
+        let mut direct = Box::new([0; 1 << DIRECT]);
         for symbol in &symbols {
             let length = u32::from(lengths[usize::from(*symbol)]);
             if length <= DIRECT {
@@ -39,26 +37,23 @@ impl Reading {
         Some(Self { direct, counts, symbols })
     }
 
-    /// The next symbol; `None` where there is none with these bits.
+    /// The symbol that `bits` begin with, the least significant first, and how many of them it takes; `None` where there is
+    /// none.
     #[inline]
-    pub fn symbol(&self, reader: &mut BitReader<'_>) -> Option<u16> {
-        let bits = reader.peek();
+    pub fn symbol(&self, bits: u64) -> Option<(u16, u32)> {
         let entry = self.direct[(bits & ((1 << DIRECT) - 1)) as usize];
-        if entry > 0 {
-            reader.skip(u32::from(entry & 15))?;
-            return Some(entry >> 4);
-        }
-        self.long_symbol(bits, reader)
+        if entry > 0 { Some((entry >> 4, u32::from(entry & 15))) } else { self.long_symbol(bits) }
     }
 
-    fn long_symbol(&self, bits: u64, reader: &mut BitReader<'_>) -> Option<u16> {
+    #[cold]
+    fn long_symbol(&self, bits: u64) -> Option<(u16, u32)> {
         let (mut code, mut first, mut before) = (0u32, 0u32, 0u32);
         for length in 1..=LONGEST {
             code |= (bits >> (length - 1)) as u32 & 1;
             let count = u32::from(self.counts[length]);
             if code.wrapping_sub(first) < count {
-                reader.skip(length as u32)?;
-                return self.symbols.get((before + code - first) as usize).copied();
+                let symbol = self.symbols.get((before + code - first) as usize).copied();
+                return symbol.map(|symbol| (symbol, length as u32));
             }
             before += count;
             first = (first + count) << 1;

@@ -2,7 +2,7 @@
 
 use super::bits::BitWriter;
 use super::huffman::codes;
-use super::{DISTANCES, DYNAMIC, END, FINAL, FIXED, HEADER, LENGTHS, LITERAL, LITERALS, MARK, ORDER, REACHES, SILENT};
+use super::{DISTANCES, DYNAMIC, END, FINAL, FIXED, HEADER, LENGTHS, LITERAL, LITERALS, MARK, ORDER, SILENT};
 use super::{code_lengths, fixed_lengths};
 use std::sync::{Arc, LazyLock};
 
@@ -10,41 +10,56 @@ use std::sync::{Arc, LazyLock};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Malformed;
 
-/// A code to write symbols by: (bits, how many) of each.
-struct Writing(Vec<(u16, u8)>);
+/// What is written for a symbol: bits, at most 20, and from bit [`COUNT`] on how many; 0 where there is no code.
+type Entry = u32;
+const COUNT: u32 = 24;
 
-impl Writing {
-    fn new(lengths: &[u8]) -> Option<Self> {
-        Some(Self(codes(lengths)?.into_iter().zip(lengths.iter().copied()).collect()))
-    }
-
-    #[inline]
-    fn put(&self, symbol: usize, out: &mut BitWriter) -> Option<()> {
-        let (code, bits) = *self.0.get(symbol)?;
-        if bits == 0 {
-            return None;
-        }
-        out.put(code.into(), bits.into());
-        Some(())
-    }
+/// The entries of all symbols of a code with these lengths. `None` where there are more codes than bits allow.
+fn entries(lengths: &[u8]) -> Option<Vec<Entry>> {
+    let entry =
+        |(code, length): (u16, &u8)| if *length == 0 { 0 } else { Entry::from(code) | Entry::from(*length) << COUNT };
+    Some(codes(lengths)?.into_iter().zip(lengths).map(entry).collect())
 }
 
-#[derive(Clone)]
+/// Codes to write by.
 struct Codes {
-    literals: Arc<Writing>,
-    distances: Arc<Writing>,
+    /// Of literals, and of the end of a block.
+    literals: [Entry; 257],
+    /// Of each length less 3, with its extra bits.
+    lengths: [Entry; 256],
+    /// Of distances, without theirs.
+    distances: [Entry; DISTANCES],
 }
 
 /// Made once: there are texts of very many headers.
-static FIXED_CODES: LazyLock<Option<Codes>> = LazyLock::new(|| {
+static FIXED_CODES: LazyLock<Option<Arc<Codes>>> = LazyLock::new(|| {
     let (literals, distances) = fixed_lengths();
     Codes::new(&literals, &distances)
 });
 
 impl Codes {
-    fn new(literals: &[u8], distances: &[u8]) -> Option<Self> {
-        Some(Self { literals: Writing::new(literals)?.into(), distances: Writing::new(distances)?.into() })
+    /// From the lengths of the codes; there are more than 256 literals and lengths.
+    fn new(literals: &[u8], distances: &[u8]) -> Option<Arc<Self>> {
+        let (symbols, distances) = (entries(literals)?, entries(distances)?);
+        let mut codes = Self { literals: *symbols.first_chunk()?, lengths: [0; 256], distances: [0; DISTANCES] };
+        codes.distances.iter_mut().zip(distances).for_each(|(place, entry)| *place = entry);
+        for (length, place) in (3u16..).zip(&mut codes.lengths) {
+            let i = LENGTHS.partition_point(|(least, _)| *least <= length).checked_sub(1)?;
+            let (least, extra) = LENGTHS[i];
+            let entry = symbols.get(257 + i).copied().unwrap_or(0);
+            if entry > 0 {
+                *place = (entry | Entry::from(length - least) << (entry >> COUNT)) + (Entry::from(extra) << COUNT);
+            }
+        }
+        Some(Arc::new(codes))
     }
+}
+
+/// Writes what an entry says.
+#[inline]
+fn put(entry: Entry, out: &mut BitWriter) -> Option<()> {
+    out.put((entry & ((1 << COUNT) - 1)).into(), entry >> COUNT);
+    (entry > 0).then_some(())
 }
 
 /// The bytes that a text stands for, from the bit with number `skip` on, `len` of them; what is missing of the last byte is
@@ -53,66 +68,82 @@ impl Codes {
 /// # Errors
 /// A text that is malformed, or of too few bits.
 pub fn pack(text: &[u8], skip: u32, len: usize) -> Result<Vec<u8>, Malformed> {
-    // A byte of a text makes at most 15 bits.
-    let mut out = BitWriter::with_capacity(text.len() * 2 + 2);
-    out.put(0, skip.wrapping_neg() & 7);
-    pack_items(text, &mut out).ok_or(Malformed)?;
-    let mut bytes = out.finish();
     let before = (skip as usize).div_ceil(8);
     let end = before.checked_add(len).ok_or(Malformed)?;
-    if bytes.len() < end {
-        return Err(Malformed);
-    }
-    bytes.truncate(end);
+    let mut out = BitWriter::new(end);
+    out.put(0, skip.wrapping_neg() & 7);
+    pack_items(text, &mut out).ok_or(Malformed)?;
+    let mut bytes = out.finish(end).ok_or(Malformed)?;
     bytes.drain(..before);
     Ok(bytes)
 }
 
 fn pack_items(text: &[u8], out: &mut BitWriter) -> Option<()> {
-    let mut current: Option<Codes> = None;
+    let mut current: Option<Arc<Codes>> = None;
     let mut rest = text;
-    while let [byte, others @ ..] = rest {
-        rest = others;
-        if *byte != MARK {
-            current.as_ref()?.literals.put(usize::from(*byte), out)?;
-            continue;
+    while !rest.is_empty() {
+        if let Some(codes) = &current {
+            rest = symbols(rest, codes, out)?;
         }
-        let ([low, kind], others) = rest.split_first_chunk()?;
+        let [MARK, low, kind, others @ ..] = rest else { return rest.is_empty().then_some(()) };
         rest = others;
-        match *kind {
-            0..0x80 => {
-                let length = *rest.split_off_first()?;
-                put_match(current.as_ref()?, u16::from_le_bytes([*low, *kind]), length, out)?;
-            }
-            HEADER if *low == 0 => current = Some(header(&mut rest, out)?),
-            LITERAL if *low == 0 => current.as_ref()?.literals.put(usize::from(MARK), out)?,
-            END if *low == 0 => current.as_ref()?.literals.put(256, out)?,
+        match (*low, *kind) {
+            (0, HEADER) => current = Some(header(&mut rest, out)?),
             _ => return None,
         }
     }
     Some(())
 }
 
-#[inline]
-fn put_match(codes: &Codes, reach: u16, length: u8, out: &mut BitWriter) -> Option<()> {
-    put_parted(&LENGTHS, u16::from(length) + 3, 257, &codes.literals, out)?;
-    put_parted(&REACHES, reach + 1, 0, &codes.distances, out)
+/// Writes everything up to a header or the end, which is returned.
+fn symbols<'a>(text: &'a [u8], codes: &Codes, out: &mut BitWriter) -> Option<&'a [u8]> {
+    let mut rest = text;
+    while let [byte, others @ ..] = rest {
+        if *byte != MARK {
+            put(codes.literals[usize::from(*byte)], out)?;
+            rest = others;
+            continue;
+        }
+        let [low, kind, others @ ..] = others else { return None };
+        rest = match (*low, *kind) {
+            (low, high @ 0..0x80) => {
+                let [length, others @ ..] = others else { return None };
+                put_match(codes, u16::from_le_bytes([low, high]), *length, out)?;
+                others
+            }
+            (0, HEADER) => break,
+            (0, LITERAL) => {
+                put(codes.literals[usize::from(MARK)], out)?;
+                others
+            }
+            (0, END) => {
+                put(codes.literals[256], out)?;
+                others
+            }
+            _ => return None,
+        };
+    }
+    Some(rest)
 }
 
-/// A number as a symbol, counted from `first` on, and extra bits.
+/// Writes a match, `reach` and `length` as they stand in a text.
 #[inline]
-fn put_parted(parts: &[(u16, u8)], value: u16, first: usize, code: &Writing, out: &mut BitWriter) -> Option<()> {
-    let i = parts.partition_point(|(least, _)| *least <= value).checked_sub(1)?;
-    let (least, extra) = parts[i];
-    code.put(first + i, out)?;
-    out.put((value - least).into(), extra.into());
+fn put_match(codes: &Codes, reach: u16, length: u8, out: &mut BitWriter) -> Option<()> {
+    put(codes.lengths[usize::from(length)], out)?;
+    // Two symbols for each power of two, as REACHES has them, tell the two highest bits of what stands in a text.
+    let (symbol, extra) = match reach {
+        0..4 => (reach, 0),
+        _ => (2 * reach.ilog2() as u16 + (reach >> (reach.ilog2() - 1) & 1), reach.ilog2() - 1),
+    };
+    put(*codes.distances.get(usize::from(symbol))?, out)?;
+    out.put(u64::from(reach) & ((1 << extra) - 1), extra);
     Some(())
 }
 
 /// Reads the header of a block, and writes it unless it is silent.
-fn header(rest: &mut &[u8], out: &mut BitWriter) -> Option<Codes> {
+fn header(rest: &mut &[u8], out: &mut BitWriter) -> Option<Arc<Codes>> {
     let head = *rest.split_off_first()?;
-    let mut silent = BitWriter::default();
+    let mut silent = BitWriter::new(0);
     let out = if head & SILENT > 0 { &mut silent } else { out };
     out.put(u64::from(head & FINAL), 1);
     match head & !(FINAL | SILENT) {
@@ -128,7 +159,7 @@ fn header(rest: &mut &[u8], out: &mut BitWriter) -> Option<Codes> {
     }
 }
 
-fn dynamic(rest: &mut &[u8], out: &mut BitWriter) -> Option<Codes> {
+fn dynamic(rest: &mut &[u8], out: &mut BitWriter) -> Option<Arc<Codes>> {
     let ([literals, distances, lengths], others) = rest.split_first_chunk()?;
     *rest = others;
     for (value, bits) in [(*literals, 5), (*distances, 5), (*lengths, 4)] {
@@ -139,7 +170,7 @@ fn dynamic(rest: &mut &[u8], out: &mut BitWriter) -> Option<Codes> {
         code[*place] = *rest.split_off_first()?;
         put_number(code[*place], 3, out)?;
     }
-    let code = Writing::new(&code)?;
+    let code = entries(&code)?;
     let (literals, distances) = (usize::from(*literals) + 257, usize::from(*distances) + 1);
     if literals > LITERALS || distances > DISTANCES {
         return None;
@@ -154,7 +185,7 @@ fn dynamic(rest: &mut &[u8], out: &mut BitWriter) -> Option<Codes> {
             28..156 => (18, byte - 28, 7, 11),
             _ => return None,
         };
-        code.put(usize::from(symbol), out)?;
+        put(*code.get(usize::from(symbol))?, out)?;
         out.put(extra.into(), bits);
         symbols.push((symbol, extra));
         sum += times + usize::from(extra);

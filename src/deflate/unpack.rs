@@ -106,43 +106,37 @@ impl Unpacker {
         let (mut item, mut at) = self.next(bytes, at, text)?;
         let mut reader = BitReader::new(bytes, at);
         while item == Item::Symbol && at < until && text.len() < len {
-            let before = text.len();
-            match self.symbol(&mut reader, text) {
-                Ok(next) => (item, at) = (next, reader.at()),
-                Err(_) => {
-                    text.truncate(before);
-                    break;
-                }
-            }
+            let Ok(next) = self.symbol(&mut reader, text) else { break };
+            (item, at) = (next, reader.at());
         }
         self.between = matches!(item, Item::End { .. });
         Ok((item, at))
     }
 
+    /// Appends a literal, a match or the end of a block. Where it fails, nothing was appended.
     #[inline]
     fn symbol(&self, reader: &mut BitReader<'_>, text: &mut Vec<u8>) -> Result<Item, Stop> {
         let codes = self.codes.as_ref().ok_or(Stop::Malformed)?;
-        match codes.readings.0.symbol(reader).ok_or(Stop::Malformed)? {
-            literal @ 0..256 => {
-                text.push(literal as u8);
-                if literal as u8 == MARK {
-                    text.extend([0, LITERAL]);
-                }
-                Ok(Item::Symbol)
-            }
-            256 => {
-                text.extend([MARK, 0, END]);
-                Ok(Item::End { last: codes.last })
-            }
-            symbol => match a_match(symbol, codes, reader) {
-                Some((length, reach)) => {
-                    let [low, high] = (reach - 1).to_le_bytes();
-                    text.extend([MARK, low, high, (length - 3) as u8]);
-                    Ok(Item::Symbol)
-                }
-                None => Err(Stop::Malformed),
-            },
+        // A match takes 48 bits at most, and one look at the bytes gives 56.
+        let bits = reader.peek();
+        let (symbol, len) = codes.readings.0.symbol(bits).ok_or(Stop::Malformed)?;
+        if symbol > 256 {
+            let (length, reach, taken) = a_match(symbol, codes, bits >> len).ok_or(Stop::Malformed)?;
+            reader.skip(len + taken).ok_or(Stop::Malformed)?;
+            let [low, high] = (reach - 1).to_le_bytes();
+            text.extend_from_slice(&[MARK, low, high, (length - 3) as u8]);
+            return Ok(Item::Symbol);
         }
+        reader.skip(len).ok_or(Stop::Malformed)?;
+        if symbol == 256 {
+            text.extend([MARK, 0, END]);
+            return Ok(Item::End { last: codes.last });
+        }
+        text.push(symbol as u8);
+        if symbol as u8 == MARK {
+            text.extend([0, LITERAL]);
+        }
+        Ok(Item::Symbol)
     }
 
     fn header(&mut self, reader: &mut BitReader<'_>, text: &mut Vec<u8>) -> Result<Item, Stop> {
@@ -170,16 +164,29 @@ impl Unpacker {
     }
 }
 
-/// Length and distance of a match whose length symbol was read.
+/// Takes the extra bits of a length or distance off `bits`, and counts them.
 #[inline]
-fn a_match(symbol: u16, codes: &Codes, reader: &mut BitReader<'_>) -> Option<(u16, u16)> {
+fn extra_bits(bits: &mut u64, count: u8, taken: &mut u32) -> u16 {
+    let extra = *bits & ((1 << count) - 1);
+    *bits >>= count;
+    *taken += u32::from(count);
+    extra as u16
+}
+
+/// Length and distance of a match whose length symbol was read, and how many of the `bits` behind it are theirs.
+#[inline]
+fn a_match(symbol: u16, codes: &Codes, mut bits: u64) -> Option<(u16, u16, u32)> {
     let (shortest, extra) = *LENGTHS.get(usize::from(symbol - 257))?;
-    let length = shortest + reader.take(extra.into())? as u16;
+    let mut taken = 0;
+    let length = shortest + extra_bits(&mut bits, extra, &mut taken);
     if length == 258 && extra > 0 {
         return None; // 258 has a symbol of its own; a text has no way to say that another was taken
     }
-    let (nearest, extra) = *REACHES.get(usize::from(codes.readings.1.symbol(reader)?))?;
-    Some((length, nearest + reader.take(extra.into())? as u16))
+    let (symbol, len) = codes.readings.1.symbol(bits)?;
+    let (nearest, extra) = *REACHES.get(usize::from(symbol))?;
+    (bits, taken) = (bits >> len, taken + len);
+    let reach = nearest + extra_bits(&mut bits, extra, &mut taken);
+    Some((length, reach, taken))
 }
 
 /// Codes of a block's own.
@@ -200,8 +207,10 @@ fn dynamic(reader: &mut BitReader<'_>, text: &mut Vec<u8>) -> Option<Readings> {
     }
     let (mut symbols, mut sum) = (Vec::new(), 0);
     while sum < literals + distances {
-        let symbol = code.symbol(reader)? as u8;
+        let (symbol, len) = code.symbol(reader.peek())?;
+        reader.skip(len)?;
         // One byte tells the symbol and its extra bits: 0 to 15, 16 to 19, 20 to 27, 28 to 155.
+        let symbol = symbol as u8;
         let (extra, first, times) = match symbol {
             0..16 => (0, symbol, 1),
             16 => (2, 16, 3),

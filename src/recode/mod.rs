@@ -23,8 +23,12 @@ const WORTH: u64 = 2 << 10;
 const LEAST: u64 = 512;
 /// A match of fewer bytes within a stream is a coincidence.
 const COINCIDENCE: u64 = 256;
-/// How far before changed data their stream may begin.
-const BEFORE: u64 = 32 << 20;
+/// How far before changed data their stream may begin: for each byte of theirs, as all of a stream that lies behind a
+/// change changes, and the work stays in proportion to what it may gain; and at most.
+const BEFORE_EACH: u64 = 256;
+const BEFORE_MOST: u64 = 32 << 20;
+/// Literals that are not further apart are taken for those of one stream.
+const TOGETHER: u64 = 64 << 10;
 /// Text of the old image for each byte of the new one's, and in any case.
 const OLD_PER_NEW: u64 = 64;
 const OLD_ANYWAY: u64 = 256 << 20;
@@ -96,7 +100,18 @@ fn near_literals(runs: &[Run], new: View<'_>) -> Vec<Range<u64>> {
     if literals().map(|run| run.len).sum::<u64>() < WORTH {
         return Vec::new();
     }
-    let mut near: Vec<Range<u64>> = literals().map(|run| run.dst.saturating_sub(BEFORE)..run.dst + run.len).collect();
+    let mut together: Vec<(Range<u64>, u64)> = Vec::new();
+    for run in literals() {
+        match together.last_mut() {
+            Some((range, len)) if run.dst - range.end <= TOGETHER => {
+                (range.end, *len) = (run.dst + run.len, *len + run.len)
+            }
+            _ => together.push((run.dst..run.dst + run.len, run.len)),
+        }
+    }
+    let before = |len: u64| len.saturating_mul(BEFORE_EACH).min(BEFORE_MOST);
+    let near = together.into_iter().map(|(range, len)| range.start.saturating_sub(before(len))..range.end);
+    let mut near: Vec<Range<u64>> = near.collect();
     merge_ranges(&mut near);
     let mut ranges = Vec::new();
     for range in near {
