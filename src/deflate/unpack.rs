@@ -47,6 +47,68 @@ struct Codes {
     last: bool,
 }
 
+/// An item that is no header.
+struct Symbol {
+    item: Item,
+    /// What it is in a text, and how many of these bytes.
+    text: [u8; 4],
+    len: usize,
+}
+
+impl Symbol {
+    fn append_to(&self, text: &mut Vec<u8>) -> Item {
+        text.extend_from_slice(&self.text[..self.len]);
+        self.item
+    }
+}
+
+impl Codes {
+    /// The next literal, match or end of a block; `None` where there is none.
+    #[inline(always)]
+    fn symbol(&self, reader: &mut BitReader<'_>) -> Option<Symbol> {
+        // A match takes 48 bits at most, and one look at the bytes gives 56.
+        let bits = reader.peek();
+        let (symbol, len) = self.readings.0.symbol(bits)?;
+        if symbol < 256 {
+            reader.skip(len)?;
+            let literal = symbol as u8;
+            let len = if literal == MARK { 3 } else { 1 };
+            return Some(Symbol { item: Item::Symbol, text: [literal, 0, LITERAL, 0], len });
+        }
+        if symbol == 256 {
+            reader.skip(len)?;
+            return Some(Symbol { item: Item::End { last: self.last }, text: [MARK, 0, END, 0], len: 3 });
+        }
+        let (length, reach, taken) = a_match(symbol, &self.readings.1, bits >> len)?;
+        reader.skip(len + taken)?;
+        let [low, high] = (reach - 1).to_le_bytes();
+        Some(Symbol { item: Item::Symbol, text: [MARK, low, high, (length - 3) as u8], len: 4 })
+    }
+
+    /// Appends symbols, as [`Unpacker::run`] does.
+    fn symbols(&self, reader: &mut BitReader<'_>, (until, len): (u64, usize), text: &mut Vec<u8>) -> Item {
+        // What is made goes through a buffer of constant size: growing a text byte by byte takes longer than decoding it.
+        let mut buffer = [0; 256];
+        let mut item = Item::Symbol;
+        while item == Item::Symbol && reader.at() < until && text.len() < len {
+            let most = (len - text.len()).min(buffer.len() - 4);
+            let mut filled = 0;
+            while item == Item::Symbol && reader.at() < until && filled < most {
+                let Some(symbol) = self.symbol(reader) else {
+                    text.extend_from_slice(&buffer[..filled]);
+                    return Item::Symbol;
+                };
+                if let Some(room) = buffer.get_mut(filled..filled + 4) {
+                    room.copy_from_slice(&symbol.text);
+                }
+                (item, filled) = (symbol.item, filled + symbol.len);
+            }
+            text.extend_from_slice(&buffer[..filled]);
+        }
+        item
+    }
+}
+
 /// Unpacks item by item.
 #[derive(Debug, Default)]
 pub struct Unpacker {
@@ -78,7 +140,11 @@ impl Unpacker {
     pub fn next(&mut self, bytes: &[u8], at: u64, text: &mut Vec<u8>) -> Result<(Item, u64), Stop> {
         let mut reader = BitReader::new(bytes, at);
         let len = text.len();
-        let item = if self.between { self.header(&mut reader, text) } else { self.symbol(&mut reader, text) };
+        let item = match &self.codes {
+            _ if self.between => self.header(&mut reader, text),
+            None => Err(Stop::Malformed),
+            Some(codes) => codes.symbol(&mut reader).map(|symbol| symbol.append_to(text)).ok_or(Stop::Malformed),
+        };
         match item {
             Ok(item) => {
                 self.between = matches!(item, Item::End { .. });
@@ -103,40 +169,12 @@ impl Unpacker {
         (until, len): (u64, usize),
         text: &mut Vec<u8>,
     ) -> Result<(Item, u64), Stop> {
-        let (mut item, mut at) = self.next(bytes, at, text)?;
+        let (item, at) = self.next(bytes, at, text)?;
+        let (Item::Symbol, Some(codes)) = (item, &self.codes) else { return Ok((item, at)) };
         let mut reader = BitReader::new(bytes, at);
-        while item == Item::Symbol && at < until && text.len() < len {
-            let Ok(next) = self.symbol(&mut reader, text) else { break };
-            (item, at) = (next, reader.at());
-        }
+        let item = codes.symbols(&mut reader, (until, len), text);
         self.between = matches!(item, Item::End { .. });
-        Ok((item, at))
-    }
-
-    /// Appends a literal, a match or the end of a block. Where it fails, nothing was appended.
-    #[inline]
-    fn symbol(&self, reader: &mut BitReader<'_>, text: &mut Vec<u8>) -> Result<Item, Stop> {
-        let codes = self.codes.as_ref().ok_or(Stop::Malformed)?;
-        // A match takes 48 bits at most, and one look at the bytes gives 56.
-        let bits = reader.peek();
-        let (symbol, len) = codes.readings.0.symbol(bits).ok_or(Stop::Malformed)?;
-        if symbol > 256 {
-            let (length, reach, taken) = a_match(symbol, codes, bits >> len).ok_or(Stop::Malformed)?;
-            reader.skip(len + taken).ok_or(Stop::Malformed)?;
-            let [low, high] = (reach - 1).to_le_bytes();
-            text.extend_from_slice(&[MARK, low, high, (length - 3) as u8]);
-            return Ok(Item::Symbol);
-        }
-        reader.skip(len).ok_or(Stop::Malformed)?;
-        if symbol == 256 {
-            text.extend([MARK, 0, END]);
-            return Ok(Item::End { last: codes.last });
-        }
-        text.push(symbol as u8);
-        if symbol as u8 == MARK {
-            text.extend([0, LITERAL]);
-        }
-        Ok(Item::Symbol)
+        Ok((item, reader.at()))
     }
 
     fn header(&mut self, reader: &mut BitReader<'_>, text: &mut Vec<u8>) -> Result<Item, Stop> {
@@ -175,14 +213,14 @@ fn extra_bits(bits: &mut u64, count: u8, taken: &mut u32) -> u16 {
 
 /// Length and distance of a match whose length symbol was read, and how many of the `bits` behind it are theirs.
 #[inline]
-fn a_match(symbol: u16, codes: &Codes, mut bits: u64) -> Option<(u16, u16, u32)> {
+fn a_match(symbol: u16, distances: &Reading, mut bits: u64) -> Option<(u16, u16, u32)> {
     let (shortest, extra) = *LENGTHS.get(usize::from(symbol - 257))?;
     let mut taken = 0;
     let length = shortest + extra_bits(&mut bits, extra, &mut taken);
     if length == 258 && extra > 0 {
         return None; // 258 has a symbol of its own; a text has no way to say that another was taken
     }
-    let (symbol, len) = codes.readings.1.symbol(bits)?;
+    let (symbol, len) = distances.symbol(bits)?;
     let (nearest, extra) = *REACHES.get(usize::from(symbol))?;
     (bits, taken) = (bits >> len, taken + len);
     let reach = nearest + extra_bits(&mut bits, extra, &mut taken);

@@ -116,7 +116,19 @@ impl StreamReader {
     ///
     /// # Errors
     /// Where the stream ends early or the number is malformed.
+    #[inline]
     pub fn varint(&mut self) -> Result<u64, DeltaError> {
+        // Most are one byte.
+        if let ([byte @ 0..0x80, ..], true) = (self.inner.buffer(), self.left > 0) {
+            let value = u64::from(*byte);
+            self.inner.consume(1);
+            self.left -= 1;
+            return Ok(value);
+        }
+        self.long_varint()
+    }
+
+    fn long_varint(&mut self) -> Result<u64, DeltaError> {
         // What is in the buffer need not go through it byte by byte.
         let there = self.inner.buffer();
         let there = &there[..there.len().min(usize::try_from(self.left).unwrap_or(usize::MAX))];

@@ -15,7 +15,7 @@ const BLOCK_SOURCES: u64 = 160 << 10;
 const BLOCK_TEXT: u64 = OLD_TEXT / 4;
 /// Old text of a block that is unpacked, at the most, to reach what is wanted of it; further in, its header and the rest
 /// are unpacked apart.
-const AHEAD: u64 = 32 << 10;
+const AHEAD: u64 = 4 << 10;
 
 /// A stretch of the old texts between two known places, and how much of it is used.
 #[derive(Clone, Debug)]
