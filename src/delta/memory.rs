@@ -99,13 +99,16 @@ fn subtrees(mut from: u64, to: u64) -> u64 {
     count
 }
 
-/// What patching with a delta takes.
+/// What patching with a delta takes: always, and besides either while it is told what the target holds, or while it is
+/// written, whichever is more. What the former takes is given back before the latter.
 #[derive(Clone, Copy, Debug)]
 pub struct Memory {
     /// What the header says.
     announced: u64,
-    /// All but what the footprint takes.
-    fixed: u64,
+    /// Always, but for what the footprint takes.
+    always: u64,
+    /// While the target is written.
+    writing: u64,
     /// Of the blocks that are written; nothing as long as it is not known.
     footprint: Footprint,
 }
@@ -114,8 +117,8 @@ impl Memory {
     /// From what header and route announce.
     #[must_use]
     pub fn new(header: &Header, route: &Route, route_number: u16) -> Self {
-        let fixed = fixed(header, route, route_number);
-        Self { announced: header.limits.memory, fixed, footprint: Footprint::default() }
+        let (always, writing) = (always(header, route, route_number), writing(header));
+        Self { announced: header.limits.memory, always, writing, footprint: Footprint::default() }
     }
 
     /// The same, when it is known where the blocks lie that are written.
@@ -127,11 +130,17 @@ impl Memory {
     /// Bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        // Bitmaps: touched twice, written, final, in flight. Digests: of the old and of the new image.
-        let bitmaps = self.footprint.pages.saturating_mul(5 * 4200);
-        let digests = self.footprint.nodes.saturating_mul(256);
-        let saves = self.footprint.live.saturating_mul(176).saturating_add(self.footprint.parts.saturating_mul(24));
-        self.fixed.saturating_add(bitmaps).saturating_add(digests).saturating_add(saves).max(self.announced)
+        let Footprint { pages, nodes, live, parts } = self.footprint;
+        // Bitmaps: touched twice, written, final, in flight. Digests: of what the target will hold, and while it is looked
+        // at, of what the delta leaves alone, too.
+        let bitmaps = pages.saturating_mul(5 * 4200);
+        let digests = nodes.saturating_mul(128);
+        let saves = live.saturating_mul(176);
+        let looking = digests.saturating_add(parts.saturating_mul(24));
+        [self.always, bitmaps, digests, saves, self.writing.max(looking)]
+            .into_iter()
+            .fold(0, u64::saturating_add)
+            .max(self.announced)
     }
 
     /// Whether that is more than `limit` bytes.
@@ -144,7 +153,7 @@ impl Memory {
     }
 }
 
-fn fixed(header: &Header, route: &Route, route_number: u16) -> u64 {
+fn always(header: &Header, route: &Route, route_number: u16) -> u64 {
     let own = header.sections.iter().filter(|s| s.route == route_number && s.kind.is_some());
     let windows = own.map(|s| {
         let streams = if s.kind == Some(Kind::Pack) { PACK_MEMORY } else { 0 };
@@ -156,16 +165,11 @@ fn fixed(header: &Header, route: &Route, route_number: u16) -> u64 {
             }
     });
     let counts = &route.counts;
-    let limits = &header.limits;
     [
         BASE,
-        if header.deflate { TEXTS } else { 0 },
         windows.fold(0, u64::saturating_add),
-        // What four batches write (one is made, one waits, two are written); what three read (one is made); their
-        // steps, and where what these read lies.
-        u64::from(limits.batch_bytes) * 4,
-        u64::from(limits.source_bytes) * 3,
-        u64::from(limits.batch_steps) * 320,
+        // The steps of the batches that are made and read for, and where what these read lies.
+        u64::from(header.limits.batch_steps) * 320,
         counts.batches.saturating_mul(80),
         counts.extents.saturating_mul(16),
         counts.save_ranges.saturating_mul(16),
@@ -173,6 +177,13 @@ fn fixed(header: &Header, route: &Route, route_number: u16) -> u64 {
     ]
     .into_iter()
     .fold(0, u64::saturating_add)
+}
+
+fn writing(header: &Header) -> u64 {
+    let limits = &header.limits;
+    // What four batches write (one is made, one waits, two are written); what three read (one is made).
+    let batches = u64::from(limits.batch_bytes) * 4 + u64::from(limits.source_bytes) * 3;
+    batches + if header.deflate { TEXTS } else { 0 }
 }
 
 #[cfg(test)]
