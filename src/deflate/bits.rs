@@ -4,13 +4,24 @@
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BitReader<'a> {
     bytes: &'a [u8],
+    /// The number of the next bit.
     at: u64,
+    /// The bits from there on, as many as `there`; behind them may be more of the same.
+    word: u64,
+    there: u32,
+    /// The byte behind the last one of which bits are `there`.
+    behind: usize,
 }
 
 impl<'a> BitReader<'a> {
     /// From bit `at` on.
     pub fn new(bytes: &'a [u8], at: u64) -> Self {
-        Self { bytes, at }
+        let behind = usize::try_from(at >> 3).unwrap_or(usize::MAX);
+        let mut reader = Self { bytes, at, word: 0, there: 0, behind };
+        let within = (at & 7) as u32;
+        let word = reader.peek();
+        (reader.word, reader.there) = (word >> within, reader.there - within);
+        reader
     }
 
     /// The number of the next bit.
@@ -20,26 +31,27 @@ impl<'a> BitReader<'a> {
 
     /// At least the next 56 bits; zeros behind the end.
     #[inline]
-    pub fn peek(&self) -> u64 {
-        let start = usize::try_from(self.at >> 3).unwrap_or(usize::MAX);
-        let word = match self.bytes.get(start..).and_then(|rest| rest.first_chunk::<8>()) {
-            Some(word) => *word,
-            None => {
-                let rest = self.bytes.get(start..).unwrap_or_default();
-                std::array::from_fn(|i| rest.get(i).copied().unwrap_or(0))
-            }
+    pub fn peek(&mut self) -> u64 {
+        let rest = self.bytes.get(self.behind..).unwrap_or_default();
+        let next = match rest.first_chunk::<8>() {
+            Some(next) => *next,
+            None => std::array::from_fn(|i| rest.get(i).copied().unwrap_or(0)),
         };
-        u64::from_le_bytes(word) >> (self.at & 7)
+        // As many whole bytes as there is room for, always (Giesen, 'Reading bits in far too many ways', 2018, variant 4).
+        self.word |= u64::from_le_bytes(next) << self.there;
+        self.behind = self.behind.saturating_add(((63 - self.there) >> 3) as usize);
+        self.there |= 56;
+        self.word
     }
 
-    /// Passes over bits; `None` where there are not so many.
+    /// Passes over bits, at most as many as were looked at; `None` where there are not so many.
     #[inline]
     pub fn skip(&mut self, bits: u32) -> Option<()> {
         let at = self.at + u64::from(bits);
         if at > self.bytes.len() as u64 * 8 {
             return None;
         }
-        self.at = at;
+        (self.at, self.word, self.there) = (at, self.word >> bits, self.there - bits);
         Some(())
     }
 
