@@ -1,7 +1,7 @@
 //! The steps that make deflated bytes of the new image from a changed text.
 
 use super::Recoding;
-use super::texts::Place;
+use super::stream::Place;
 use crate::delta::step::{NEW_TEXT, OLD_TEXT, Step, StepKind, UNPACK_MOST};
 use crate::delta::writer::NewTexts;
 use crate::matcher::{Run, Source};
@@ -59,6 +59,25 @@ impl Cost {
             sources: cost.sources + step.len,
         })
     }
+}
+
+/// Keeps as many of a block's stretches as may be unpacked for it, those that are used least being left out first.
+fn affordable(stretches: &mut Vec<Stretch>, cost: impl FnMut(&Stretch) -> Cost) {
+    let costs: Vec<Cost> = stretches.iter().map(cost).collect();
+    let Cost { mut text, mut sources } = costs
+        .iter()
+        .fold(Cost::default(), |sum, cost| Cost { text: sum.text + cost.text, sources: sum.sources + cost.sources });
+    let mut by_use: Vec<usize> = (0..stretches.len()).collect();
+    by_use.sort_by_key(|i| stretches[*i].used);
+    let mut kept = vec![true; stretches.len()];
+    for i in by_use {
+        if text <= BLOCK_TEXT && sources <= BLOCK_SOURCES {
+            break;
+        }
+        (text, sources, kept[i]) = (text - costs[i].text, sources - costs[i].sources, false);
+    }
+    let mut kept = kept.into_iter();
+    stretches.retain(|_| kept.next() == Some(true));
 }
 
 impl NewTexts for Recoding<'_> {
@@ -151,14 +170,7 @@ impl Recoding<'_> {
     fn too_dear_of_block(&self, text: &Range<u64>, dear: &mut Vec<Range<u64>>) {
         let mut stretches = self.stretches(text);
         let all = stretches.len();
-        loop {
-            let cost = Cost::of(&self.unpack(&stretches).0);
-            if cost.text <= BLOCK_TEXT && cost.sources <= BLOCK_SOURCES {
-                break;
-            }
-            let Some(least) = (0..stretches.len()).min_by_key(|i| stretches[*i].used) else { break };
-            stretches.remove(least);
-        }
+        affordable(&mut stretches, |stretch| Cost::of(&self.unpack(std::slice::from_ref(stretch)).0));
         if stretches.len() == all {
             return;
         }
@@ -205,5 +217,25 @@ impl Recoding<'_> {
             }
         }
         steps.extend(literal);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_stretches_used_least_are_left_out_first_and_each_is_weighed_once() {
+        let mut stretches: Vec<Stretch> =
+            (0..3000).map(|i| Stretch { text: i * 1000..i * 1000 + 500, used: i * 7 % 3000 }).collect();
+        let mut weighed = 0;
+        affordable(&mut stretches, |stretch| {
+            weighed += 1;
+            Cost { text: stretch.text.end - stretch.text.start, sources: 100 }
+        });
+        assert_eq!(weighed, 3000);
+        assert_eq!(stretches.len() as u64, BLOCK_TEXT / 500);
+        assert!(stretches.is_sorted_by_key(|stretch| stretch.text.start));
+        assert!(stretches.iter().all(|stretch| stretch.used >= 3000 - BLOCK_TEXT / 500));
     }
 }
