@@ -1,10 +1,11 @@
 //! Deflated data that changed: found in both images, matched by their texts, and described as changes of these.
 //!
-//! [`find`] tells where deflated data may begin, [`texts`] unpacks them and knows where everything stands, [`steps`] makes
-//! steps. Which stretches of the new image are worth it is decided here.
+//! [`find`] tells where deflated data may begin, [`stream`] unpacks one stream, [`texts`] all of them and knows where
+//! everything stands, [`steps`] makes steps. Which stretches of the new image are worth it is decided here.
 
 mod find;
 mod steps;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod texts;

@@ -1,58 +1,15 @@
 //! The texts of all deflated data of an image, one behind the other, and where in the image everything in them stands.
 
 use super::find::starts;
-use crate::deflate::{Item, SILENT_AT, Stop, Unpacker};
+use super::stream::{Block, NONE, Place, Section, Stream};
+use crate::deflate::{SILENT_AT, Unpacker};
 use crate::delta::step::{Start, Step};
 use crate::image::Image;
 use crate::parallel;
-use crate::units::BLOCK;
+use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::ops::Range;
 use std::path::Path;
-
-/// Bits from one mark to the next, at least: what has to be unpacked to find a place.
-const MARK_BITS: u64 = 8192;
-/// Bits of a block of the image.
-const BLOCK_BITS: u64 = BLOCK * 8;
-/// Deflated data of fewer bytes are left as they are.
-const LEAST: u64 = 256;
-/// Bytes by which it is told what merely looks like the start of a stream.
-const TRIAL: u64 = 2048;
-/// More than the bits of a literal or match: 15 for each code, 5 and 13 extra.
-const LONGEST: u64 = 64;
-/// No block: behind the last one of a section.
-const NONE: u32 = u32::MAX;
-
-/// A place where an item begins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
-    /// In the image.
-    pub bit: u64,
-    /// In the texts.
-    pub text: u64,
-    /// The block that it is in.
-    pub block: u32,
-}
-
-/// A compressed block.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Block {
-    /// Where its header begins.
-    pub header: Place,
-    /// Where that ends.
-    pub behind: Place,
-}
-
-/// Compressed blocks side by side.
-#[derive(Clone, Debug)]
-pub(super) struct Section {
-    /// Their bits.
-    pub bits: Range<u64>,
-    /// Their text.
-    pub text: Range<u64>,
-    /// The whole bytes that they determine.
-    pub bytes: Range<u64>,
-}
 
 /// What is known of an image's deflated data.
 #[derive(Default)]
@@ -67,16 +24,8 @@ pub(super) struct Texts {
     marks: Vec<Place>,
     /// The items that reach over the end of a block of the image, or end there: from where, to where.
     edges: Vec<(Place, Place)>,
-}
-
-/// One stream, its places counted from 0 in the text.
-#[derive(Default)]
-struct Stream {
-    text: Vec<u8>,
-    sections: Vec<Section>,
-    blocks: Vec<Block>,
-    marks: Vec<Place>,
-    edges: Vec<(Place, Place)>,
+    /// Bytes of the image that were unpacked for it.
+    pub read: u64,
 }
 
 /// What finding deflated data may cost.
@@ -91,32 +40,84 @@ pub(super) struct Limits {
 
 /// Streams that are unpacked in one go.
 const GROUP: usize = 8;
+/// Bytes that may be unpacked in vain, besides half of those that are not: what looks like a stream within another one.
+/// Beyond, one is unpacked after the other, and nothing twice.
+const IN_VAIN: u64 = 8 << 20;
+
+/// Takes streams as they are found, and keeps those that are not within another.
+struct Keeper {
+    texts: Texts,
+    file: BufWriter<File>,
+    /// Bytes of all texts that are in the file.
+    len: u64,
+    /// The last one, which may turn out to be broken off.
+    last: Stream,
+    /// Bytes of the image that were unpacked, and those of them that are kept.
+    read: u64,
+    kept: u64,
+}
+
+impl Keeper {
+    /// Whether what lies within the last stream may be unpacked as well.
+    fn lavish(&self) -> bool {
+        let kept = self.kept + self.last.read;
+        self.read - kept <= kept / 2 + IN_VAIN
+    }
+
+    fn take(&mut self, stream: Stream) -> io::Result<()> {
+        self.read += stream.read;
+        let bits = stream.bits();
+        if bits.is_empty() {
+            return Ok(());
+        }
+        if bits.start < self.last.bits().end {
+            // What is found within another stream is not one, unless that one is broken off.
+            if !stream.breaks(&self.last) {
+                return Ok(());
+            }
+            self.last.cut(bits.start);
+        }
+        self.keep_last()?;
+        self.last = stream;
+        Ok(())
+    }
+
+    fn keep_last(&mut self) -> io::Result<()> {
+        let last = std::mem::take(&mut self.last);
+        self.kept += last.sections.iter().map(|section| section.bytes.end - section.bytes.start).sum::<u64>();
+        self.file.write_all(&last.text)?;
+        self.len = self.texts.append(last, self.len);
+        Ok(())
+    }
+}
 
 impl Texts {
     /// Unpacks what begins in `ranges` of an image. Texts are kept in a file without a name in `folder`.
     pub fn find(image: &[u8], ranges: &[Range<u64>], limits: Limits, folder: &Path) -> io::Result<Self> {
-        let starts = starts(image, ranges, limits.threads, |start| Stream::may_begin(image, start));
-        let mut file = BufWriter::new(tempfile::tempfile_in(folder)?);
-        let mut texts = Self::default();
-        // `behind` counts bits, as a stream that is broken off ends within a byte.
-        let (mut len, mut behind) = (0u64, 0u64);
-        for group in starts.chunks(GROUP) {
-            let streams = parallel::map(group.len(), limits.threads, |i| {
-                if group[i] * 8 < behind { Stream::default() } else { Stream::read(image, group[i], limits.stream) }
-            });
-            for stream in streams {
-                // What is found within another stream is not one.
-                if stream.sections.first().is_none_or(|first| first.bits.start < behind) {
-                    continue;
-                }
-                behind = stream.sections.last().map_or(behind, |last| last.bits.end);
-                file.write_all(&stream.text)?;
-                len = texts.append(stream, len);
+        let starts = starts(image, ranges, limits.threads, |start| Stream::attempt(image, start));
+        let file = BufWriter::new(tempfile::tempfile_in(folder)?);
+        let (texts, last) = (Self::default(), Stream::default());
+        let mut keeper = Keeper { texts, file, len: 0, last, read: 0, kept: 0 };
+        let mut rest = &starts[..];
+        // The last one may become shorter yet: so it counts only when it is kept.
+        while keeper.len <= limits.all {
+            let mut most = GROUP;
+            if !keeper.lavish() {
+                let behind = keeper.last.bits().end;
+                rest = &rest[rest.partition_point(|start| start * 8 < behind)..];
+                most = 1;
             }
-            if len > limits.all {
+            let (group, others) = rest.split_at(most.min(rest.len()));
+            if group.is_empty() {
                 break;
             }
+            rest = others;
+            let streams = parallel::map(group.len(), limits.threads, |i| Stream::read(image, group[i], limits.stream));
+            streams.into_iter().try_for_each(|stream| keeper.take(stream))?;
         }
+        keeper.keep_last()?;
+        let Keeper { mut texts, file, read, .. } = keeper;
+        texts.read = read;
         let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
         texts.bytes = Image::of_file(file)?;
         Ok(texts)
@@ -248,96 +249,4 @@ impl Texts {
 fn unpack(from: Place, end: u64, text_len: u64, inside: bool) -> Step {
     let byte = from.bit / 8;
     Step::unpack(byte, end.div_ceil(8) - byte, Start { bit: (from.bit % 8) as u8, inside }, text_len)
-}
-
-impl Stream {
-    /// Unpacks the stream that begins at byte `start`, as far as there is one.
-    fn read(image: &[u8], start: u64, most: usize) -> Self {
-        let (mut stream, mut at) = (Self::default(), start * 8);
-        while let Some(next) = stream.read_section(image, at, most) {
-            at = next;
-        }
-        stream
-    }
-
-    /// Whether there is more than the beginning of a stream at byte `start`. Most of what only looks like one ends soon:
-    /// this takes no memory for it.
-    fn may_begin(image: &[u8], start: u64) -> bool {
-        let (mut unpacker, mut at, mut trial) = (Unpacker::new(), start * 8, Vec::new());
-        loop {
-            trial.clear();
-            match unpacker.next(image, at, &mut trial) {
-                Ok((_, end)) if end >= (start + TRIAL) * 8 => return true,
-                Ok((_, end)) => at = end,
-                Err(stop) => return stop == Stop::Finished && at >= (start + LEAST) * 8,
-            }
-        }
-    }
-
-    /// Unpacks blocks from a header on; where compressed blocks go on behind one that is not compressed.
-    fn read_section(&mut self, image: &[u8], start: u64, most: usize) -> Option<u64> {
-        let (mut unpacker, mut at, mut item) = (Unpacker::new(), start, Item::End { last: false });
-        let from = self.text.len();
-        let kept = (self.blocks.len(), self.marks.len(), self.edges.len());
-        let stop = loop {
-            if self.text.len() >= most {
-                break Stop::Malformed;
-            }
-            // Up to where there may be something to note, symbols are just unpacked.
-            let mark = self.marks.last().map_or(0, |mark| mark.bit);
-            let quiet = (mark + MARK_BITS).min((at / BLOCK_BITS + 1) * BLOCK_BITS) - LONGEST;
-            if at < quiet && !matches!(item, Item::End { .. }) {
-                match unpacker.run(image, at, (quiet, most), &mut self.text) {
-                    Ok(next) => (item, at) = next,
-                    Err(stop) => break stop,
-                }
-                continue;
-            }
-            let mut place = Place { bit: at, text: self.text.len() as u64, block: self.blocks.len() as u32 };
-            let (next, end) = match unpacker.next(image, at, &mut self.text) {
-                Ok(next) => next,
-                Err(stop) => break stop,
-            };
-            let mut behind = Place { bit: end, text: self.text.len() as u64, ..place };
-            if matches!(item, Item::End { .. }) {
-                self.blocks.push(Block { header: place, behind });
-                self.marks.push(place);
-            } else {
-                place.block -= 1;
-                behind.block -= 1;
-                if self.marks.last().is_some_and(|mark| at >= mark.bit + MARK_BITS) {
-                    self.marks.push(place);
-                }
-            }
-            if at / BLOCK_BITS != end / BLOCK_BITS {
-                self.edges.push((place, behind));
-            }
-            (item, at) = (next, end);
-        };
-        let finished = stop == Stop::Finished;
-        let padded = finished && image.get((at / 8) as usize).is_some_and(|byte| byte >> (at % 8) == 0);
-        let bytes = start.div_ceil(8)..if padded { at.div_ceil(8) } else { at / 8 };
-        let text = from as u64..self.text.len() as u64;
-        if bytes.start + LEAST > bytes.end {
-            self.text.truncate(from);
-            self.blocks.truncate(kept.0);
-            self.marks.truncate(kept.1);
-            self.edges.truncate(kept.2);
-        } else {
-            self.marks.push(Place { bit: at, text: text.end, block: NONE });
-            self.sections.push(Section { bits: start..at, text, bytes });
-        }
-        if stop == Stop::Stored { behind_stored(image, at) } else { None }
-    }
-}
-
-/// The bit where the blocks go on behind one that is not compressed; `None` where it is the last, or not one.
-fn behind_stored(image: &[u8], at: u64) -> Option<u64> {
-    let byte = (at / 8) as usize;
-    let last = image.get(byte)? >> (at % 8) & 1 == 1;
-    let head = image.get((at + 3).div_ceil(8) as usize..)?.first_chunk::<4>()?;
-    let len = u16::from_le_bytes([head[0], head[1]]);
-    let right = len == !u16::from_le_bytes([head[2], head[3]]);
-    let behind = ((at + 3).div_ceil(8) + 4 + u64::from(len)) * 8;
-    (!last && right && behind < image.len() as u64 * 8).then_some(behind)
 }
