@@ -137,6 +137,45 @@ fn a_file_in_pieces_is_changed_as_far_as_its_beginning_reaches() {
     assert!(deflates(&told) > 10 * BLOCK as u64);
 }
 
+/// The file system's extents need not be side by side: what begins behind a piece is found all the same.
+#[test]
+fn files_in_pieces_among_each_other_are_changed_as_far_as_their_beginnings_reach() {
+    let (mut sizes, mut rng) = (0, Rng::new(3));
+    let cuts: Vec<(usize, usize)> = (0..30).map(|_| (1 + rng.below(4), rng.below(1000))).collect();
+    let mut image = |edition| {
+        sizes = 0;
+        let mut pieces: Vec<(usize, Vec<u8>)> = Vec::new();
+        for (i, (blocks, order)) in cuts.iter().enumerate() {
+            let mut file = gzip(&lines(i as u64, 4000, edition), 6);
+            file.resize(file.len().next_multiple_of(BLOCK), 0);
+            let tail = file.split_off(blocks * BLOCK);
+            sizes += file.len() as u64;
+            pieces.extend([(*order, file), (1000 + *order * 7 % 1000, tail)]);
+        }
+        pieces.sort_by_key(|(order, _)| *order);
+        with_room(pieces.into_iter().flat_map(|(_, bytes)| bytes).collect())
+    };
+    let found = deflates(&round_trip(&image(0), &image(1)));
+    assert!(found > sizes * 9 / 10, "{found} of {sizes}");
+}
+
+/// Streams that begin with what is not compressed, and those that are flushed before a trial of their beginning is over.
+#[test]
+fn streams_that_begin_uncompressed_or_are_flushed_often_are_found() {
+    let image = |edition| {
+        let stored = gzip(&[random(4, 90_000), lines(1, 20_000, edition)].concat(), 6);
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), Compression::new(6));
+        for part in lines(2, 20_000, edition).chunks(3000) {
+            encoder.write_all(part).unwrap();
+            encoder.flush().unwrap();
+        }
+        with_room([random(7, 5000), stored, encoder.finish().unwrap()].concat())
+    };
+    let all: u64 = [1, 2].map(|seed| gzip(&lines(seed, 20_000, 1), 6).len() as u64).iter().sum();
+    let found = deflates(&round_trip(&image(0), &image(1)));
+    assert!(found > all * 3 / 4, "{found} of {all}");
+}
+
 #[test]
 fn the_delta_is_the_same_for_any_number_of_threads() {
     let image = |edition| (0..20).flat_map(|i| gzip(&lines(i, 2000, edition), 6)).collect::<Vec<u8>>();

@@ -15,6 +15,10 @@ const LEAST: u64 = 256;
 const TRIAL: u64 = 2048;
 /// What reading the header of a block costs, in bytes that could be unpacked meanwhile: its codes become tables.
 const HEADER_COST: u64 = 256;
+/// Bits of a block, on the average, and how many blocks may be shorter. There are blocks of ten bits; where a stream is
+/// made of these, what is to be known of it takes many times the memory of its bytes.
+const BLOCK_LEAST: u64 = 256;
+const BLOCKS_ANYWAY: u64 = 16;
 /// More than the bits of a literal or match: 15 for each code, 5 and 13 extra.
 const LONGEST: u64 = 64;
 /// No block: behind the last one of a section.
@@ -61,6 +65,8 @@ pub(super) struct Stream {
     pub marks: Vec<Place>,
     /// The items that reach over the end of a block of the image, or end there: from where, to where.
     pub edges: Vec<(Place, Place)>,
+    /// The bit at which it begins, whatever begins there.
+    first: u64,
     /// Whether its last block ended.
     pub finished: bool,
     /// Bytes of the image that were unpacked.
@@ -70,7 +76,7 @@ pub(super) struct Stream {
 impl Stream {
     /// Unpacks the stream that begins at byte `start`, as far as there is one, up to `most` bytes of text.
     pub fn read(image: &[u8], start: u64, most: usize) -> Self {
-        let (mut stream, mut at) = (Self::default(), start * 8);
+        let (mut stream, mut at) = (Self { first: start * 8, ..Self::default() }, start * 8);
         while let Some(next) = stream.read_section(image, at, most) {
             at = next;
         }
@@ -157,7 +163,8 @@ impl Stream {
         let from = self.text.len();
         let kept = (self.blocks.len(), self.marks.len(), self.edges.len());
         let stop = loop {
-            if self.text.len() >= most {
+            let blocks = (self.blocks.len() as u64).saturating_sub(BLOCKS_ANYWAY);
+            if self.text.len() >= most || blocks * BLOCK_LEAST > at - self.first {
                 break Stop::Malformed;
             }
             // Up to where there may be something to note, symbols are just unpacked.
