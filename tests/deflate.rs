@@ -165,7 +165,7 @@ fn streams_that_begin_uncompressed_or_are_flushed_often_are_found() {
     let image = |edition| {
         let stored = gzip(&[random(4, 90_000), lines(1, 20_000, edition)].concat(), 6);
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), Compression::new(6));
-        for part in lines(2, 20_000, edition).chunks(3000) {
+        for part in lines(2, 20_000, edition).chunks(12_000) {
             encoder.write_all(part).unwrap();
             encoder.flush().unwrap();
         }

@@ -13,6 +13,8 @@ const BLOCK_BITS: u64 = BLOCK * 8;
 const LEAST: u64 = 256;
 /// Bytes by which it is told what merely looks like the start of a stream.
 const TRIAL: u64 = 2048;
+/// Bytes that are unpacked, at the most and as a rule, behind the place where a stream was broken off.
+const NONSENSE: u64 = 128 << 10;
 /// What reading the header of a block costs, in bytes that could be unpacked meanwhile: its codes become tables.
 const HEADER_COST: u64 = 256;
 /// Bits of a block, on the average, and how many blocks may be shorter. There are blocks of ten bits; where a stream is
@@ -121,7 +123,10 @@ impl Stream {
         let bits = self.bits();
         let inside = other.sections.iter().any(|section| section.bits.contains(&bits.start));
         // A block that was the last of its stream ends in what follows, too, where it was broken off.
-        let better = bits.end > other.bits().end || self.finished && !other.finished;
+        let end = other.bits().end;
+        let better = bits.end > end || self.finished && !other.finished;
+        // Hardly anything but a stream can be unpacked for so long; were it none, little would be lost.
+        let better = better || bits.end - bits.start >= TRIAL * 8 && end.saturating_sub(bits.start) <= NONSENSE * 8;
         inside && !bits.is_empty() && better
     }
 
