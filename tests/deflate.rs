@@ -176,6 +176,23 @@ fn streams_that_begin_uncompressed_or_are_flushed_often_are_found() {
     assert!(found > all * 3 / 4, "{found} of {all}");
 }
 
+/// What is not compressed ends as if another stream began behind it, as happens by chance.
+#[test]
+fn streams_that_seem_to_begin_again_come_back() {
+    let image = |edition| {
+        let mut stored = random(4, 5000);
+        stored.extend([0x78, 0x9c]);
+        let len = (stored.len() as u16).to_le_bytes();
+        let mut encoder = flate2::write::DeflateEncoder::new(Vec::new(), Compression::new(6));
+        encoder.write_all(&lines(1, 9000, edition)).unwrap();
+        let header = [0x1fu8, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3, 0];
+        let parts = [&header[..], &len, &len.map(|byte| !byte), &stored, &encoder.finish().unwrap()];
+        with_room([random(7, 3000), parts.concat()].concat())
+    };
+    let told = round_trip(&image(0), &image(1));
+    assert!(deflates(&told) > 30_000, "{}", deflates(&told));
+}
+
 #[test]
 fn the_delta_is_the_same_for_any_number_of_threads() {
     let image = |edition| (0..20).flat_map(|i| gzip(&lines(i, 2000, edition), 6)).collect::<Vec<u8>>();

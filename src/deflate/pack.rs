@@ -70,6 +70,10 @@ fn put(entry: Entry, out: &mut BitWriter) -> Option<()> {
 pub fn pack(text: &[u8], skip: u32, len: usize) -> Result<Vec<u8>, Malformed> {
     let before = (skip as usize).div_ceil(8);
     let end = before.checked_add(len).ok_or(Malformed)?;
+    // A byte of a text makes at most 15 bits: no room is taken for what it cannot fill.
+    if end > text.len().saturating_mul(2).saturating_add(1) {
+        return Err(Malformed);
+    }
     let mut out = BitWriter::new(end);
     out.put(0, skip.wrapping_neg() & 7);
     pack_items(text, &mut out).ok_or(Malformed)?;

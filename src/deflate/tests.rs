@@ -80,6 +80,7 @@ fn texts_of_too_few_bits_are_refused() {
     let text = unpacked(&bytes).0;
     assert_eq!(pack(&text, 0, bytes.len() + 1), Err(Malformed));
     assert_eq!(pack(&text, 9, bytes.len()), Err(Malformed));
+    assert_eq!(pack(&text, 0, usize::MAX / 2), Err(Malformed), "more than there is memory for");
     assert_eq!(pack(&text[4..], 0, 1), Err(Malformed), "no codes");
 }
 

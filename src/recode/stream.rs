@@ -17,6 +17,8 @@ const TRIAL: u64 = 2048;
 const NONSENSE: u64 = 128 << 10;
 /// What reading the header of a block costs, in bytes that could be unpacked meanwhile: its codes become tables.
 const HEADER_COST: u64 = 256;
+/// What passing over a block that is not compressed costs, in the same.
+const STORED_COST: u64 = 32;
 /// Bits of a block, on the average, and how many blocks may be shorter. There are blocks of ten bits; where a stream is
 /// made of these, what is to be known of it takes many times the memory of its bytes.
 const BLOCK_LEAST: u64 = 256;
@@ -71,8 +73,10 @@ pub(super) struct Stream {
     first: u64,
     /// Whether its last block ended.
     pub finished: bool,
-    /// Bytes of the image that were unpacked.
+    /// Bytes of the image that were unpacked, and what it cost to pass over others.
     pub read: u64,
+    /// The bit up to which it was read, whatever came of it.
+    pub passed: u64,
 }
 
 impl Stream {
@@ -121,7 +125,9 @@ impl Stream {
     /// in pieces is: what follows is unpacked as well for a while, to no sense, and hides what begins there.
     pub fn breaks(&self, other: &Self) -> bool {
         let bits = self.bits();
-        let inside = other.sections.iter().any(|section| section.bits.contains(&bits.start));
+        // Where blocks go on behind one that is not compressed and ends as if a header stood there, it is the same stream.
+        let inside =
+            other.sections.iter().any(|section| section.bits.start < bits.start && bits.start < section.bits.end);
         // A block that was the last of its stream ends in what follows, too, where it was broken off.
         let end = other.bits().end;
         let better = bits.end > end || self.finished && !other.finished;
@@ -134,7 +140,11 @@ impl Stream {
     pub fn cut(&mut self, end: u64) {
         self.finished = false;
         let kept = self.sections.partition_point(|section| section.bits.start < end);
-        self.sections.truncate(kept);
+        if let Some(first) = self.sections.get(kept) {
+            let start = Place { bit: first.bits.start, text: first.text.start, block: NONE };
+            self.sections.truncate(kept);
+            self.drop_from(start);
+        }
         let Some(last) = self.sections.last_mut().filter(|last| last.bits.end > end) else { return };
         let marks = &self.marks[..self.marks.partition_point(|mark| mark.bit <= end)];
         let edges = &self.edges[..self.edges.partition_point(|(from, _)| from.bit <= end)];
@@ -217,7 +227,10 @@ impl Stream {
             self.marks.push(Place { bit: at, text: text.end, block: NONE });
             self.sections.push(Section { bits: start..at, text, bytes });
         }
-        if stop == Stop::Stored { behind_stored(image, at) } else { None }
+        let behind = if stop == Stop::Stored { behind_stored(image, at) } else { None };
+        self.read += behind.map_or(0, |_| STORED_COST);
+        self.passed = behind.unwrap_or(at);
+        behind
     }
 }
 

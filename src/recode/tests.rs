@@ -104,6 +104,41 @@ fn overlapping_streams_are_not_unpacked_again_and_again() {
     assert!(found.read < len * 3, "{} bytes of {len} were unpacked", found.read);
 }
 
+/// Headers of zlib, each with a block that is not compressed and that ends where the next one's begins: all that begin
+/// at any of them lead to the end.
+#[test]
+fn chains_of_blocks_that_are_not_compressed_are_not_followed_again_and_again() {
+    let len = 2050u16;
+    let [low, high] = (len - 5).to_le_bytes();
+    let mut link = vec![0x78, 0x01, 0, low, high, !low, !high];
+    link.resize(len.into(), 0);
+    let image = link.repeat(8000);
+    let (found, len) = (texts(&image), image.len() as u64);
+    assert!(found.sections.is_empty() && found.read > 0);
+    assert!(found.read < len * 3, "{} for {len} bytes", found.read);
+}
+
+/// Where what is not compressed ends as if a header stood there, the stream goes on, and no other begins.
+#[test]
+fn a_stream_that_seems_to_begin_again_is_one() {
+    let mut encoder = flate2::write::DeflateEncoder::new(Vec::new(), Compression::new(6));
+    (0..3000).for_each(|i| writeln!(encoder, "line {}", i * 7919 % 5000).unwrap());
+    encoder.flush().unwrap();
+    let first = encoder.get_ref().clone();
+    let (mut stored, mut second) = (vec![0x55; 5000], first.clone());
+    stored.extend([0x78, 0x9c]);
+    second.truncate(first.len() - 4); // what a flush leaves
+    let len = (stored.len() as u16).to_le_bytes();
+    let between = [&[0u8][..], &len, &len.map(|byte| !byte), &stored].concat();
+    for before in [&first[..], &[]] {
+        let image = [&[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3][..], before, &between, &second].concat();
+        let found = texts(&image);
+        assert_eq!(found.sections.len(), 1 + usize::from(!before.is_empty()));
+        let text: u64 = found.sections.iter().map(|section| section.text.end - section.text.start).sum();
+        assert_eq!(found.bytes.bytes().len() as u64, text, "nothing in the texts that is nowhere in the image");
+    }
+}
+
 /// Blocks with fixed codes and nothing in them take ten bits.
 #[test]
 fn streams_of_very_many_blocks_are_left_alone() {

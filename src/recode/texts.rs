@@ -55,6 +55,8 @@ struct Keeper {
     /// Bytes of the image that were unpacked, and those of them that are kept.
     read: u64,
     kept: u64,
+    /// The bit up to which any stream was read, also one that came to nothing.
+    passed: u64,
 }
 
 impl Keeper {
@@ -66,6 +68,7 @@ impl Keeper {
 
     fn take(&mut self, stream: Stream) -> io::Result<()> {
         self.read += stream.read;
+        self.passed = self.passed.max(stream.passed);
         let bits = stream.bits();
         if bits.is_empty() {
             return Ok(());
@@ -97,14 +100,13 @@ impl Texts {
         let starts = starts(image, ranges, limits.threads, |start| Stream::attempt(image, start));
         let file = BufWriter::new(tempfile::tempfile_in(folder)?);
         let (texts, last) = (Self::default(), Stream::default());
-        let mut keeper = Keeper { texts, file, len: 0, last, read: 0, kept: 0 };
+        let mut keeper = Keeper { texts, file, len: 0, last, read: 0, kept: 0, passed: 0 };
         let mut rest = &starts[..];
         // The last one may become shorter yet: so it counts only when it is kept.
         while keeper.len <= limits.all {
             let mut most = GROUP;
             if !keeper.lavish() {
-                let behind = keeper.last.bits().end;
-                rest = &rest[rest.partition_point(|start| start * 8 < behind)..];
+                rest = &rest[rest.partition_point(|start| start * 8 < keeper.passed)..];
                 most = 1;
             }
             let (group, others) = rest.split_at(most.min(rest.len()));
