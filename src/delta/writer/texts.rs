@@ -45,12 +45,12 @@ impl DeltaWriter<'_> {
         made: &[u8],
     ) -> Result<(), WriteError> {
         self.deflate = true;
-        let wrong = DeltaError::Malformed("a text that is not that of the new image's bytes");
+        let wrong = || DeltaError::Malformed("a text that is not that of the new image's bytes");
         let texts = self.new_texts.and_then(|texts| texts.text(step.dst..step.dst + step.len));
         let is_right = |(text, skip): &(Vec<u8>, u32)| {
             u64::from(*skip) == step.src && pack(text, *skip, made.len()).is_ok_and(|bytes| bytes == made)
         };
-        let (text, skip) = texts.filter(is_right).ok_or(wrong)?;
+        let (text, skip) = texts.filter(is_right).ok_or_else(wrong)?;
         self.put_kind_and_length(step, extents);
         varint::put(self.column(Kind::StepLengths), skip.into());
         varint::put(self.column(Kind::StepLengths), text.len() as u64);
@@ -67,9 +67,12 @@ impl DeltaWriter<'_> {
             let moved = part.src.wrapping_sub(part.dst).cast_signed();
             varint::put_signed(self.column(Kind::StepSources), moved.wrapping_sub(displacement));
             displacement = moved;
+            let base = self.old_texts.get(part)?;
             if part.kind.adds() {
-                let base = self.old_texts.get(part)?.to_vec();
+                let base = base.to_vec();
                 self.add_differences(part, made, &base);
+            } else if base != made {
+                return Err(wrong().into()); // here, and not on the target
             }
         }
         self.old_texts.close();
