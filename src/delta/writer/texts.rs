@@ -79,3 +79,56 @@ impl DeltaWriter<'_> {
         self.flush(FLUSH)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::blockset::BlockSet;
+    use crate::deflate::Unpacker;
+    use crate::delta::step::Start;
+    use crate::delta::stream::{Compression, JOB};
+    use crate::delta::writer::NewBatch;
+
+    struct Whole(Vec<u8>);
+
+    impl NewTexts for Whole {
+        fn text(&self, _: Range<u64>) -> Option<(Vec<u8>, u32)> {
+            Some((self.0.clone(), 0))
+        }
+    }
+
+    /// On the target it would be found only after writing had begun.
+    #[test]
+    fn a_copy_of_other_bytes_of_a_text_is_refused() {
+        let mut encoder = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::new(6));
+        std::io::Write::write_all(&mut encoder, b"some words, and some other words").unwrap();
+        let image = encoder.finish().unwrap();
+        let (mut unpacker, mut at, mut text) = (Unpacker::new(), 0, Vec::new());
+        while let Ok((_, next)) = unpacker.next(&image, at, &mut text) {
+            at = next;
+        }
+        let (len, text_len) = (image.len() as u64, text.len() as u64);
+        let texts = Whole(text);
+        // A batch must not write what it reads.
+        let (block, extents) = (4096, vec![Extent { start: 1, count: 1 }]);
+        let mut new = image.clone();
+        new.resize(block as usize, 0);
+        new.extend(&image);
+        for (src, right) in [(6, true), (7, false)] {
+            let steps = vec![
+                Step::unpack(0, len, Start { bit: 0, inside: false }, text_len),
+                Step::deflate(block, len, 0),
+                Step::text(StepKind::TextCopy, 0, 6, 0),
+                Step::text(StepKind::TextCopy, 6, 4, src),
+                Step::text(StepKind::TextCopy, 10, text_len - 10, 10),
+            ];
+            let mut touched = BlockSet::new();
+            touched.insert(extents[0]);
+            let compression = |_| Compression { level: 1, window_log: 18, threads: 1, job: JOB };
+            let folder = std::env::temp_dir();
+            let writer = DeltaWriter::new(&image, &new, &touched, &folder, compression);
+            let batch = NewBatch { extents: extents.clone(), steps, ..NewBatch::default() };
+            assert_eq!(writer.with_texts(Some(&texts)).add(&batch).is_ok(), right, "from {src}");
+        }
+    }
+}
