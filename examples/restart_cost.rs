@@ -5,7 +5,7 @@
 
 use blkpatch::delta::batch::BatchKind;
 use blkpatch::delta::header::Kind;
-use blkpatch::delta::step::{Step, StepKind};
+use blkpatch::delta::step::{Space, Step, StepKind};
 use blkpatch::delta::stream::{Compression, JOB};
 use blkpatch::delta::writer::{DeltaWriter, Identity, NewBatch};
 use blkpatch::diff::window_log;
@@ -69,6 +69,11 @@ fn by_address(opened: &Opened) -> Result<(Vec<Step>, Vec<Extent>), Box<dyn Error
         match batch.kind {
             BatchKind::Data => {
                 reader.read_batch(table.extents(batch), &mut some)?;
+                if some.iter().any(|step| step.kind.is_deflate() || step.kind.space() == Some(Space::New)) {
+                    return Err(
+                        "the delta has deflated data, or copies of new bytes: its steps depend on their order".into()
+                    );
+                }
                 all.append(&mut some);
             }
             BatchKind::Zero => zeros.extend_from_slice(table.extents(batch)),
