@@ -5,17 +5,20 @@
 //! as a change of, their texts. No compressor is needed to get the compressed bytes back, only the codes, which stand in
 //! the text: it does not matter which program made the data. Chromium's puffin does the same for whole files.
 //!
-//! [`bits`] reads and writes bits, [`huffman`] has codes, [`unpack`] makes a text of bits and [`pack`] bits of a text.
+//! [`bits`] reads and writes bits, [`huffman`] has codes, [`unpack`] makes a text of bits and [`pack`] bits of a text;
+//! [`search`] finds blocks in the midst of a stream.
 //! The text is defined in the spec, section 6.6. Pure: bytes in, bytes out.
 
 mod bits;
 mod huffman;
 mod pack;
+mod search;
 #[cfg(test)]
 mod tests;
 mod unpack;
 
 pub use pack::{Malformed, pack};
+pub use search::next_header;
 pub use unpack::{Item, Stop, Unpacker};
 
 /// Marks everything in a text that is not a plain literal. Any byte would do: this one is rare in programs and in texts.

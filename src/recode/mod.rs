@@ -1,9 +1,10 @@
 //! Deflated data that changed: found in both images, matched by their texts, and described as changes of these.
 //!
-//! [`find`] tells where deflated data may begin, [`stream`] unpacks one stream, [`texts`] all of them and knows where
+//! [`find`] tells where deflated data may begin, [`midst`] where they go on elsewhere, [`stream`] unpacks one stream, [`texts`] all of them and knows where
 //! everything stands, [`steps`] makes steps. Which stretches of the new image are worth it is decided here.
 
 mod find;
+mod midst;
 mod steps;
 mod stream;
 #[cfg(test)]
@@ -16,7 +17,7 @@ use crate::units::merge_ranges;
 use std::io;
 use std::ops::Range;
 use std::path::Path;
-use texts::{Limits, Texts};
+use texts::{Limits, Search, Texts};
 
 /// Literals of fewer bytes, in all, are not looked at.
 const WORTH: u64 = 2 << 10;
@@ -62,7 +63,8 @@ pub(crate) fn recode<'a>(
     }
     let stream = usize::try_from(options.memory / 8).unwrap_or(usize::MAX);
     let limits = Limits { stream, all: u64::MAX, threads: options.threads };
-    let new_texts = Texts::find(new.bytes, &ranges, limits, folder)?;
+    let search = Search { starts: &ranges, midst: &literals(runs), always: true };
+    let new_texts = Texts::find(new.bytes, search, limits, folder)?;
     let candidates = candidates(runs, &new_texts);
     let mut wanted: Vec<Range<u64>> = candidates
         .iter()
@@ -75,7 +77,8 @@ pub(crate) fn recode<'a>(
     }
     let new_text: u64 = wanted.iter().map(|range| range.end - range.start).sum();
     let limits = Limits { all: new_text.saturating_mul(OLD_PER_NEW).saturating_add(OLD_ANYWAY), ..limits };
-    let old_texts = Texts::find(old.bytes, old.data, limits, folder)?;
+    let search = Search { starts: old.data, midst: old.data, always: new_texts.pieces };
+    let old_texts = Texts::find(old.bytes, search, limits, folder)?;
     if old_texts.sections.is_empty() {
         return Ok(None);
     }
@@ -121,6 +124,19 @@ fn near_literals(runs: &[Run], new: View<'_>) -> Vec<Range<u64>> {
         ranges.extend(data.map(|data| data.start.max(range.start)..data.end.min(range.end)));
     }
     ranges
+}
+
+/// Where literals are, coincidences between them included.
+fn literals(runs: &[Run]) -> Vec<Range<u64>> {
+    let mut found: Vec<Range<u64>> = Vec::new();
+    for run in runs.iter().filter(|run| run.source == Source::Literal) {
+        match found.last_mut() {
+            Some(last) if run.dst - last.end < COINCIDENCE => last.end = run.dst + run.len,
+            _ => found.push(run.dst..run.dst + run.len),
+        }
+    }
+    found.retain(|range| range.end - range.start >= LEAST);
+    found
 }
 
 /// The stretches of deflated data that are literals, coincidences apart.

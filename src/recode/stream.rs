@@ -1,7 +1,7 @@
 //! One stream of deflated data: told from what merely looks like one, unpacked, and cut off where another begins.
 
 use super::find::Trial;
-use crate::deflate::{Item, Stop, Unpacker};
+use crate::deflate::{Item, Stop, Unpacker, next_header};
 use crate::units::BLOCK;
 use std::ops::Range;
 
@@ -15,6 +15,10 @@ const LEAST: u64 = 256;
 const TRIAL: u64 = 2048;
 /// Bytes that are unpacked, at the most and as a rule, behind the place where a stream was broken off.
 const NONSENSE: u64 = 128 << 10;
+/// Bytes of text that are unpacked in one go where only the way counts.
+const FOLLOWED: usize = 64 << 10;
+/// Bytes of a stream that is worth a search for the rest of it where it breaks off.
+const LONG: u64 = 64 << 10;
 /// What reading the header of a block costs, in bytes that could be unpacked meanwhile: its codes become tables.
 const HEADER_COST: u64 = 256;
 /// What passing over a block that is not compressed costs, in the same.
@@ -80,9 +84,9 @@ pub(super) struct Stream {
 }
 
 impl Stream {
-    /// Unpacks the stream that begins at byte `start`, as far as there is one, up to `most` bytes of text.
+    /// Unpacks the stream that begins at bit `start`, as far as there is one, up to `most` bytes of text.
     pub fn read(image: &[u8], start: u64, most: usize) -> Self {
-        let (mut stream, mut at) = (Self { first: start * 8, ..Self::default() }, start * 8);
+        let (mut stream, mut at) = (Self { first: start, ..Self::default() }, start);
         while let Some(next) = stream.read_section(image, at, most) {
             at = next;
         }
@@ -113,6 +117,41 @@ impl Stream {
         };
         let end = at.div_ceil(8).clamp(start, start + TRIAL);
         Trial { likely, end, cost: end - start + headers * HEADER_COST }
+    }
+
+    /// Whether a stream goes on with the block at bit `bit`: it must be followed by another. Looks no further than byte
+    /// `until`; ends where the last block that can be relied on begins, as the stream may be broken off within it.
+    pub fn follow(image: &[u8], bit: u64, until: u64) -> Trial {
+        let (mut unpacker, mut at, mut text, mut sure) = (Unpacker::new(), bit, Vec::new(), bit);
+        let finished = loop {
+            text.clear();
+            match unpacker.run(image, at, (until * 8, FOLLOWED), &mut text) {
+                Ok((item, end)) => {
+                    at = end;
+                    // Others than headers with codes of their own are too easily read into anything.
+                    if matches!(item, Item::End { .. }) && next_header(image, at..at + 1).is_some() {
+                        sure = at;
+                    }
+                }
+                Err(Stop::Stored) => match behind_stored(image, at) {
+                    Some(behind) => (unpacker, at) = (Unpacker::new(), behind),
+                    None => break false,
+                },
+                Err(stop) => break stop == Stop::Finished,
+            }
+            if at >= until * 8 {
+                break false;
+            }
+        };
+        let likely = (finished || sure > bit) && at >= bit + LEAST * 8;
+        let end = if finished || at >= until * 8 { at } else { sure };
+        Trial { likely, end: end / 8, cost: (at - bit) / 8 + HEADER_COST }
+    }
+
+    /// Whether it ends though nothing says so, after so much that what follows may lie elsewhere.
+    pub fn breaks_off(&self, most: usize) -> bool {
+        let bits = self.bits();
+        !self.finished && self.text.len() < most && bits.end - bits.start >= LONG * 8
     }
 
     /// The bit at which it begins, and the one at which it ends; 0 where there is nothing.

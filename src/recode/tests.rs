@@ -75,8 +75,9 @@ fn pieces(edition: u32) -> (Vec<u8>, Vec<u64>) {
 
 fn texts(image: &[u8]) -> Texts {
     let limits = Limits { stream: 1 << 26, all: u64::MAX, threads: 2 };
-    let all = 0..image.len() as u64;
-    Texts::find(image, std::slice::from_ref(&all), limits, Path::new("/tmp")).unwrap()
+    let all = [0..image.len() as u64];
+    let search = Search { starts: &all, midst: &all, always: false };
+    Texts::find(image, search, limits, Path::new("/tmp")).unwrap()
 }
 
 /// What is unpacked behind the place where a stream is broken off does not hide what begins there.

@@ -1,6 +1,7 @@
 //! The texts of all deflated data of an image, one behind the other, and where in the image everything in them stands.
 
 use super::find::starts;
+use super::midst::headers;
 use super::stream::{Block, NONE, Place, Section, Stream};
 use crate::deflate::{SILENT_AT, Unpacker};
 use crate::delta::step::{Start, Step};
@@ -26,6 +27,21 @@ pub(super) struct Texts {
     edges: Vec<(Place, Place)>,
     /// Bytes of the image that were unpacked for it.
     pub read: u64,
+    /// Whether something long was broken off.
+    broken: bool,
+    /// Whether something was found that begins in the midst of a stream.
+    pub pieces: bool,
+}
+
+/// Where deflated data are looked for.
+#[derive(Clone, Copy)]
+pub(super) struct Search<'a> {
+    /// Where they may begin with a header that says so.
+    pub starts: &'a [Range<u64>],
+    /// Where they may go on, without: only blocks with codes of their own are found so.
+    pub midst: &'a [Range<u64>],
+    /// Whether to look for these even where nothing was broken off.
+    pub always: bool,
 }
 
 /// What finding deflated data may cost.
@@ -57,6 +73,7 @@ struct Keeper {
     kept: u64,
     /// The bit up to which any stream was read, also one that came to nothing.
     passed: u64,
+    limits: Limits,
 }
 
 impl Keeper {
@@ -87,6 +104,7 @@ impl Keeper {
 
     fn keep_last(&mut self) -> io::Result<()> {
         let last = std::mem::take(&mut self.last);
+        self.texts.broken |= last.breaks_off(self.limits.stream);
         self.kept += last.sections.iter().map(|section| section.bytes.end - section.bytes.start).sum::<u64>();
         self.file.write_all(&last.text)?;
         self.len = self.texts.append(last, self.len);
@@ -95,18 +113,37 @@ impl Keeper {
 }
 
 impl Texts {
-    /// Unpacks what begins in `ranges` of an image. Texts are kept in a file without a name in `folder`.
-    pub fn find(image: &[u8], ranges: &[Range<u64>], limits: Limits, folder: &Path) -> io::Result<Self> {
-        let starts = starts(image, ranges, limits.threads, |start| Stream::attempt(image, start));
+    /// Unpacks what is found in an image. Texts are kept in a file without a name in `folder`.
+    pub fn find(image: &[u8], search: Search<'_>, limits: Limits, folder: &Path) -> io::Result<Self> {
+        let mut begin = starts(image, search.starts, limits.threads, |start| Stream::attempt(image, start));
+        begin.iter_mut().for_each(|start| *start *= 8);
+        let texts = Self::read(image, &begin, limits, folder)?;
+        if !texts.broken && !search.always {
+            return Ok(texts);
+        }
+        let rest = without(search.midst, texts.sections.iter().map(|section| &section.bytes));
+        let more = headers(image, &rest, limits.threads, |bit, until| Stream::follow(image, bit, until));
+        if more.is_empty() {
+            return Ok(texts);
+        }
+        drop(texts);
+        begin.extend(more);
+        begin.sort_unstable();
+        begin.dedup();
+        Ok(Self { pieces: true, ..Self::read(image, &begin, limits, folder)? })
+    }
+
+    /// Unpacks what begins at these bits.
+    fn read(image: &[u8], starts: &[u64], limits: Limits, folder: &Path) -> io::Result<Self> {
         let file = BufWriter::new(tempfile::tempfile_in(folder)?);
         let (texts, last) = (Self::default(), Stream::default());
-        let mut keeper = Keeper { texts, file, len: 0, last, read: 0, kept: 0, passed: 0 };
-        let mut rest = &starts[..];
+        let mut keeper = Keeper { texts, file, len: 0, last, read: 0, kept: 0, passed: 0, limits };
+        let mut rest = starts;
         // The last one may become shorter yet: so it counts only when it is kept.
         while keeper.len <= limits.all {
             let mut most = GROUP;
             if !keeper.lavish() {
-                rest = &rest[rest.partition_point(|start| start * 8 < keeper.passed)..];
+                rest = &rest[rest.partition_point(|start| *start < keeper.passed)..];
                 most = 1;
             }
             let (group, others) = rest.split_at(most.min(rest.len()));
@@ -245,6 +282,23 @@ impl Texts {
         // Where a section begins right behind another, the end comes first.
         self.marks.get(self.marks.partition_point(|mark| mark.text < text)).copied()
     }
+}
+
+/// What is in `ranges` and not in `others`, both ascending and disjoint.
+fn without<'a>(ranges: &[Range<u64>], others: impl Iterator<Item = &'a Range<u64>>) -> Vec<Range<u64>> {
+    let (mut rest, mut others) = (Vec::new(), others.peekable());
+    for range in ranges {
+        let mut at = range.start;
+        while at < range.end {
+            while others.next_if(|other| other.end <= at).is_some() {}
+            let other = others.peek().map_or(range.end..range.end, |other| other.start.min(range.end)..other.end);
+            if at < other.start {
+                rest.push(at..other.start);
+            }
+            at = at.max(other.end);
+        }
+    }
+    rest
 }
 
 /// Unpacks from a place up to bit `end`.
