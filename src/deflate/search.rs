@@ -9,12 +9,13 @@ use std::ops::Range;
 
 /// Bits of a header before the lengths of the code lengths' code.
 const HEAD: u32 = 17;
+/// Lengths of the code lengths' code that are there, at least: fewer mean that all codes have the same few lengths, which
+/// hardly a block of a file has, and random bits often.
+const LEAST_LENGTHS: u32 = 12;
 /// The sum of 2^(7 - length) over a complete code of at most 7 bits.
 const COMPLETE: u16 = 1 << 7;
 /// That of 2^(15 - length) over a complete code of at most 15 bits.
 const COMPLETE_LONG: u32 = 1 << 15;
-/// Most symbols of literals and lengths that mean anything, and of distances.
-const MEANINGFUL: (usize, usize) = (286, 30);
 
 /// By four code lengths of 3 bits: the sum of 2^(7 - length) over those that are not 0.
 static SHARES: [u16; 1 << 12] = shares();
@@ -34,18 +35,18 @@ const fn shares() -> [u16; 1 << 12] {
     table
 }
 
-/// The first of these bits at which the header of a block with complete codes of its own stands.
+/// The first of these bits at which the header of a block with complete codes of its own, of many lengths, stands.
 #[must_use]
 pub fn next_header(bytes: &[u8], bits: Range<u64>) -> Option<u64> {
     let first = usize::try_from(bits.start / 8).ok()?;
     let end = usize::try_from(bits.end.div_ceil(8)).unwrap_or(usize::MAX).min(bytes.len());
     (first..end).find_map(|at| {
-        let word = word_at(bytes, at);
-        let mut places = places(word as u32);
+        let word = word_at(bytes, at) as u64;
+        let mut places = places(word);
         while places > 0 {
             let within = places.trailing_zeros();
             let bit = at as u64 * 8 + u64::from(within);
-            if bits.contains(&bit) && code_is_complete(word >> within) && is_header(bytes, bit) {
+            if first_sum(word >> within) <= COMPLETE && bits.contains(&bit) && is_header(bytes, bit) {
                 return Some(bit);
             }
             places &= places - 1;
@@ -64,43 +65,33 @@ fn word_at(bytes: &[u8], at: usize) -> u128 {
     })
 }
 
-/// The bits of the first byte at which a header may begin: its kind is right (3.2.3), and neither of its numbers of symbols
-/// is one of the two that mean nothing.
+/// The bits of the first byte at which a header may begin: its kind is right (3.2.3), neither of its numbers of symbols is
+/// one of the two that mean nothing, and it has [`LEAST_LENGTHS`] or more.
 #[inline]
-fn places(word: u32) -> u32 {
+fn places(word: u64) -> u32 {
     let kind = !(word >> 1) & word >> 2;
     let literals = word >> 4 & word >> 5 & word >> 6 & word >> 7;
     let distances = word >> 9 & word >> 10 & word >> 11 & word >> 12;
-    kind & !literals & !distances & 0xff
+    (kind & !literals & !distances & word >> (HEAD - 1) & 0xff) as u32
 }
 
-/// How many code lengths of the code lengths' code a header says, and these, 3 bits each.
+/// The sum of 2^(7 - length) over the first [`LEAST_LENGTHS`] lengths of the code lengths' code.
 #[inline]
-fn code(header: u128) -> (u32, u64) {
-    let count = (header >> (HEAD - 4)) as u32 % 16 + 4;
-    (count, (header >> HEAD) as u64 & ((1 << (3 * count)) - 1))
+fn first_sum(header: u64) -> u16 {
+    let share = |i: u32| SHARES[(header >> (HEAD + 12 * i)) as usize % SHARES.len()];
+    (0..LEAST_LENGTHS / 4).map(share).sum()
 }
 
-/// Whether the code lengths' code of a header is complete.
-#[inline]
-fn code_is_complete(header: u128) -> bool {
-    let (_, mut lengths) = code(header);
-    let mut sum = 0;
-    while lengths > 0 && sum <= COMPLETE {
-        sum += SHARES[(lengths % (1 << 12)) as usize];
-        lengths >>= 12;
-    }
-    sum == COMPLETE
-}
-
-/// Whether a header, whose code lengths' code is complete, goes on with codes that are.
+/// Whether a header, which may begin here, describes complete codes.
 fn is_header(bytes: &[u8], bit: u64) -> bool {
     let header = word_at(bytes, (bit / 8) as usize) >> (bit % 8);
-    let (count, lengths) = code(header);
-    let symbols = ((header >> 3) as usize % 32 + 257, (header >> 8) as usize % 32 + 1);
-    if symbols.0 > MEANINGFUL.0 || symbols.1 > MEANINGFUL.1 {
+    let count = (header >> (HEAD - 4)) as u32 % 16 + 4;
+    let lengths = (header >> HEAD) as u64 & ((1 << (3 * count)) - 1);
+    let share = |i: u32| SHARES[(lengths >> (12 * i)) as usize % SHARES.len()];
+    if (0..5).map(share).sum::<u16>() != COMPLETE {
         return false;
     }
+    let symbols = ((header >> 3) as usize % 32 + 257, (header >> 8) as usize % 32 + 1);
     let table = table(lengths);
     let mut unfolded = [0u8; LITERALS + DISTANCES];
     let Some(unfolded) = unfolded.get_mut(..symbols.0 + symbols.1) else { return false };

@@ -32,19 +32,29 @@ struct Images {
 }
 
 impl Images {
+    fn of(old: Vec<u8>, new: Vec<u8>) -> Self {
+        let data = [&old, &new].map(|bytes| std::iter::once(0..bytes.len() as u64).collect());
+        Self { old, new, data }
+    }
+
     fn new() -> Self {
         let before = vec![0x55; 1234];
         let old = [packed(4000, 9), packed(40_000, 0)].concat();
         let new = [before, packed(40_000, 1), packed(500, 1)].concat();
-        let data = [&old, &new].map(|bytes| std::iter::once(0..bytes.len() as u64).collect());
-        Self { old, new, data }
+        Self::of(old, new)
     }
 
     /// Many files, each in two pieces that do not lie side by side.
     fn in_pieces() -> Self {
         let [(old, _), (new, _)] = [0, 1].map(pieces);
-        let data = [&old, &new].map(|bytes| std::iter::once(0..bytes.len() as u64).collect());
-        Self { old, new, data }
+        Self::of(old, new)
+    }
+
+    /// A large file, whole in the old image and in two pieces, the second of which comes first, in the new one.
+    fn turned_round() -> Self {
+        let [old, mut new] = [0, 1].map(|edition| packed(100_000, edition));
+        new.rotate_left(300 << 10);
+        Self::of(old, new)
     }
 
     /// With everything a literal before.
@@ -91,6 +101,26 @@ fn streams_that_are_broken_off_hide_no_others() {
     assert!(missed.is_empty(), "{missed:?} of {files:?}");
     assert!(found.sections.is_sorted_by(|one, other| one.bits.end <= other.bits.start));
     assert!(found.read < image.len() as u64 * 3, "{} of {}", found.read, image.len());
+}
+
+/// Of a large file in pieces that lie apart and in another order, nearly everything is found; and nothing is looked for
+/// where no stream is broken off.
+#[test]
+fn the_pieces_of_a_file_are_found_wherever_they_lie() {
+    let mut file = packed(150_000, 0);
+    file.resize(file.len().next_multiple_of(BLOCK as usize), 0);
+    let third = file.len() / 3 / BLOCK as usize * BLOCK as usize;
+    let other = vec![b'x'; 1 << 16];
+    let [one, two, three] = [&file[..third], &file[third..2 * third], &file[2 * third..]];
+    let image = [three, &other, one, &other, two, &other].concat();
+    let found = texts(&image);
+    let covered: u64 = found.sections.iter().map(|section| section.bytes.end - section.bytes.start).sum();
+    // The rest of a block that is broken off is lost, and what is behind it may be nonsense.
+    assert!(covered > (file.len() - (64 << 10)) as u64, "{covered} of {}", file.len());
+    assert!(found.pieces && found.sections.is_sorted_by(|one, other| one.bits.end <= other.bits.start));
+    let alone = [two, &other].concat();
+    assert!(texts(&alone).sections.is_empty());
+    assert!(!texts(&file).pieces);
 }
 
 /// Eight bytes that, again and again, are headers of zlib behind which fixed codes can be read without end: where many
@@ -205,6 +235,20 @@ fn deflated_data_are_found_and_chosen() {
     assert_eq!(at, images.new.len() as u64);
 }
 
+/// Behind a break data are made from old ones, too; also where the beginning is nowhere in the new image, or the old one.
+#[test]
+fn pieces_behind_a_break_are_chosen() {
+    let both = Images::turned_round();
+    let end = both.new.len() - (300 << 10);
+    let end_alone = Images::of(both.old.clone(), both.new[..end].to_vec());
+    let end_of_both = Images::of(both.old[200 << 10..].to_vec(), both.new[..end].to_vec());
+    for images in [both, end_alone, end_of_both] {
+        let (_, runs) = images.recoded();
+        let deflate: u64 = runs.iter().filter(|run| run.source == Source::Deflate).map(|run| run.len).sum();
+        assert!(deflate > images.new.len() as u64 - (64 << 10), "{deflate} of {}", images.new.len());
+    }
+}
+
 #[test]
 fn where_there_are_no_literals_nothing_is_looked_for() {
     let images = Images::new();
@@ -225,6 +269,12 @@ proptest! {
     #[test]
     fn any_stretch_of_files_in_pieces_can_be_made(from in 0u64..200_000, len in 1u64..100_000) {
         static IMAGES: LazyLock<Images> = LazyLock::new(Images::in_pieces);
+        check_stretch(&IMAGES, from, len)?;
+    }
+
+    #[test]
+    fn any_stretch_of_a_file_in_another_order_can_be_made(from in 0u64..900_000, len in 1u64..100_000) {
+        static IMAGES: LazyLock<Images> = LazyLock::new(Images::turned_round);
         check_stretch(&IMAGES, from, len)?;
     }
 }
