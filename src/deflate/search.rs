@@ -35,9 +35,10 @@ const fn shares() -> [u16; 1 << 12] {
     table
 }
 
-/// The first of these bits at which the header of a block with complete codes of its own, of many lengths, stands.
+/// The first of these bits at which the header of a block with complete codes of its own, of many lengths, stands. Adds to
+/// `tried` at how many places that could be ruled out only by reading these codes: that takes as long as some hundred bits.
 #[must_use]
-pub fn next_header(bytes: &[u8], bits: Range<u64>) -> Option<u64> {
+pub fn next_header(bytes: &[u8], bits: Range<u64>, tried: &mut u64) -> Option<u64> {
     let first = usize::try_from(bits.start / 8).ok()?;
     let end = usize::try_from(bits.end.div_ceil(8)).unwrap_or(usize::MAX).min(bytes.len());
     (first..end).find_map(|at| {
@@ -46,8 +47,14 @@ pub fn next_header(bytes: &[u8], bits: Range<u64>) -> Option<u64> {
         while places > 0 {
             let within = places.trailing_zeros();
             let bit = at as u64 * 8 + u64::from(within);
-            if first_sum(word >> within) <= COMPLETE && bits.contains(&bit) && is_header(bytes, bit) {
-                return Some(bit);
+            if first_sum(word >> within) <= COMPLETE
+                && bits.contains(&bit)
+                && let Some(lengths) = complete_code(bytes, bit)
+            {
+                *tried += 1;
+                if codes_are_complete(bytes, bit, lengths) {
+                    return Some(bit);
+                }
             }
             places &= places - 1;
         }
@@ -82,15 +89,25 @@ fn first_sum(header: u64) -> u16 {
     (0..LEAST_LENGTHS / 4).map(share).sum()
 }
 
-/// Whether a header, which may begin here, describes complete codes.
-fn is_header(bytes: &[u8], bit: u64) -> bool {
-    let header = word_at(bytes, (bit / 8) as usize) >> (bit % 8);
+/// How many lengths of the code lengths' code a header has, and these, 3 bits each.
+#[inline]
+fn code(header: u128) -> (u32, u64) {
     let count = (header >> (HEAD - 4)) as u32 % 16 + 4;
-    let lengths = (header >> HEAD) as u64 & ((1 << (3 * count)) - 1);
+    (count, (header >> HEAD) as u64 & ((1 << (3 * count)) - 1))
+}
+
+/// The code lengths' code of a header that may begin here, if it is complete.
+#[inline]
+fn complete_code(bytes: &[u8], bit: u64) -> Option<u64> {
+    let (_, lengths) = code(word_at(bytes, (bit / 8) as usize) >> (bit % 8));
     let share = |i: u32| SHARES[(lengths >> (12 * i)) as usize % SHARES.len()];
-    if (0..5).map(share).sum::<u16>() != COMPLETE {
-        return false;
-    }
+    ((0..5).map(share).sum::<u16>() == COMPLETE).then_some(lengths)
+}
+
+/// Whether a header goes on with complete codes.
+fn codes_are_complete(bytes: &[u8], bit: u64, lengths: u64) -> bool {
+    let header = word_at(bytes, (bit / 8) as usize) >> (bit % 8);
+    let (count, _) = code(header);
     let symbols = ((header >> 3) as usize % 32 + 257, (header >> 8) as usize % 32 + 1);
     let table = table(lengths);
     let mut unfolded = [0u8; LITERALS + DISTANCES];
@@ -111,9 +128,9 @@ fn sum_of(lengths: &[u8]) -> u32 {
 fn table(lengths: u64) -> [(u8, u8); 1 << 7] {
     let mut table = [(0, 0); 1 << 7];
     let mut code = 0usize;
+    let mut symbols = [0u8; ORDER.len()];
+    ORDER.iter().enumerate().for_each(|(i, symbol)| symbols[*symbol] = (lengths >> (3 * i)) as u8 & 7);
     for length in 1..8u8 {
-        let mut symbols = [0u8; ORDER.len()];
-        ORDER.iter().enumerate().for_each(|(i, symbol)| symbols[*symbol] = (lengths >> (3 * i)) as u8 & 7);
         for symbol in (0u8..).zip(symbols).filter(|(_, l)| *l == length).map(|(symbol, _)| symbol) {
             let first = code.reverse_bits() >> (usize::BITS - u32::from(length));
             table.iter_mut().skip(first).step_by(1 << length).for_each(|place| *place = (symbol, length));
@@ -186,14 +203,14 @@ mod tests {
         for start in [0, 1, 77] {
             let image = [vec![0; start], data.clone(), vec![0xff; 40]].concat();
             let (mut found, mut bits) = (Vec::new(), 0..image.len() as u64 * 8);
-            while let Some(bit) = next_header(&image, bits.clone()) {
+            while let Some(bit) = next_header(&image, bits.clone(), &mut 0) {
                 found.push(bit - start as u64 * 8);
                 bits.start = bit + 1;
             }
             assert_eq!(found, headers);
         }
-        assert_eq!(next_header(&data, headers[0] + 1..headers[1]), None);
-        assert_eq!(next_header(&data, headers[0] + 1..headers[1] + 1), Some(headers[1]));
+        assert_eq!(next_header(&data, headers[0] + 1..headers[1], &mut 0), None);
+        assert_eq!(next_header(&data, headers[0] + 1..headers[1] + 1, &mut 0), Some(headers[1]));
     }
 
     #[test]
@@ -202,12 +219,12 @@ mod tests {
         let (_, end) = Unpacker::new().next(&data, 0, &mut Vec::new()).unwrap();
         let whole = end.div_ceil(8) as usize;
         for len in 0..whole {
-            assert_eq!(next_header(&data[..len], 0..u64::MAX), None, "{len}");
+            assert_eq!(next_header(&data[..len], 0..u64::MAX, &mut 0), None, "{len}");
         }
-        assert_eq!(next_header(&data[..whole], 0..u64::MAX), Some(0));
+        assert_eq!(next_header(&data[..whole], 0..u64::MAX, &mut 0), Some(0));
         let bytes: Vec<u8> = noise(1 << 18).map(|x| (x >> 24) as u8).collect();
         for image in [vec![0; 1 << 16], vec![0xff; 1 << 16], b"plain text ".repeat(10_000), bytes] {
-            assert_eq!(next_header(&image, 0..image.len() as u64 * 8), None);
+            assert_eq!(next_header(&image, 0..image.len() as u64 * 8, &mut 0), None);
         }
     }
 }

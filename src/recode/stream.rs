@@ -83,6 +83,17 @@ pub(super) struct Stream {
     pub passed: u64,
 }
 
+/// What comes of unpacking from the midst of what may be a stream.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Followed {
+    /// The bit up to which it is one: there it ends, or the next block begins. The first one where it seems to be none.
+    pub end: u64,
+    /// Bytes of text up to there.
+    pub text: u64,
+    /// What the way beyond cost, in bytes that could be unpacked meanwhile, and what many headers cost more than bytes.
+    pub in_vain: u64,
+}
+
 impl Stream {
     /// Unpacks the stream that begins at bit `start`, as far as there is one, up to `most` bytes of text.
     pub fn read(image: &[u8], start: u64, most: usize) -> Self {
@@ -119,18 +130,26 @@ impl Stream {
         Trial { likely, end, cost: end - start + headers * HEADER_COST }
     }
 
-    /// Whether a stream goes on with the block at bit `bit`: it must be followed by another. Looks no further than byte
-    /// `until`; ends where the last block that can be relied on begins, as the stream may be broken off within it.
-    pub fn follow(image: &[u8], bit: u64, until: u64) -> Trial {
-        let (mut unpacker, mut at, mut text, mut sure) = (Unpacker::new(), bit, Vec::new(), bit);
+    /// Unpacks a stream that seems to go on with the block at bit `bit`, up to `most` bytes of text and the first block at or
+    /// behind byte `until`, as far as can be relied on: each block is followed by another, or is the last.
+    pub fn follow(image: &[u8], bit: u64, until: u64, most: u64) -> Followed {
+        let (mut unpacker, mut at, mut text, mut headers) = (Unpacker::new(), bit, Vec::new(), 1);
+        let (mut sure, mut unpacked) = ((bit, 0), 0);
         let finished = loop {
+            // Where the stream is broken off, what lies there is unpacked, too.
+            let nonsense = sure.0 + NONSENSE * 8;
+            if sure.0 >= until * 8 || at >= nonsense || unpacked > most {
+                break false;
+            }
             text.clear();
-            match unpacker.run(image, at, (until * 8, FOLLOWED), &mut text) {
+            match unpacker.run(image, at, (nonsense, FOLLOWED), &mut text) {
                 Ok((item, end)) => {
                     at = end;
+                    unpacked += text.len() as u64;
+                    headers += u64::from(item == Item::Header);
                     // Others than headers with codes of their own are too easily read into anything.
-                    if matches!(item, Item::End { .. }) && next_header(image, at..at + 1).is_some() {
-                        sure = at;
+                    if matches!(item, Item::End { .. }) && next_header(image, at..at + 1, &mut 0).is_some() {
+                        sure = if unpacked > most { sure } else { (at, unpacked) };
                     }
                 }
                 Err(Stop::Stored) => match behind_stored(image, at) {
@@ -139,13 +158,11 @@ impl Stream {
                 },
                 Err(stop) => break stop == Stop::Finished,
             }
-            if at >= until * 8 {
-                break false;
-            }
         };
-        let likely = (finished || sure > bit) && at >= bit + LEAST * 8;
-        let end = if finished || at >= until * 8 { at } else { sure };
-        Trial { likely, end: end / 8, cost: (at - bit) / 8 + HEADER_COST }
+        let (end, text) = if finished && unpacked <= most { (at, unpacked) } else { sure };
+        let likely = end >= bit + LEAST * 8;
+        let cost = ((at - bit) / 8).max(unpacked / 4) + headers * HEADER_COST;
+        Followed { end: if likely { end } else { bit }, text, in_vain: cost - cost.min((end - bit) / 8) }
     }
 
     /// Whether it ends though nothing says so, after so much that what follows may lie elsewhere.

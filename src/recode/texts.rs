@@ -49,7 +49,7 @@ pub(super) struct Search<'a> {
 pub(super) struct Limits {
     /// Bytes of one stream's text; the rest of it is left as it is.
     pub stream: usize,
-    /// Bytes of all texts.
+    /// Bytes of all texts; and bytes of the image, compressed ones, that are looked through for what goes on there.
     pub all: u64,
     pub threads: usize,
 }
@@ -122,7 +122,8 @@ impl Texts {
             return Ok(texts);
         }
         let rest = without(search.midst, texts.sections.iter().map(|section| &section.bytes));
-        let more = headers(image, &rest, limits.threads, |bit, until| Stream::follow(image, bit, until));
+        let follow = |bit, until| Stream::follow(image, bit, until, limits.stream as u64);
+        let more = headers(image, &rest, limits, follow);
         if more.is_empty() {
             return Ok(texts);
         }
