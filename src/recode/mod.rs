@@ -1,7 +1,8 @@
 //! Deflated data that changed: found in both images, matched by their texts, and described as changes of these.
 //!
-//! [`find`] tells where deflated data may begin, [`midst`] where they go on elsewhere, [`stream`] unpacks one stream, [`texts`] all of them and knows where
-//! everything stands, [`steps`] makes steps. Which stretches of the new image are worth it is decided here.
+//! [`find`] tells where deflated data may begin, [`midst`] where they go on elsewhere, [`stream`] unpacks one stream,
+//! [`texts`] all of them and knows where everything stands, [`steps`] makes steps. Which stretches of the new image are
+//! worth it is decided here.
 
 mod find;
 mod midst;

@@ -49,7 +49,7 @@ pub(super) struct Search<'a> {
 pub(super) struct Limits {
     /// Bytes of one stream's text; the rest of it is left as it is.
     pub stream: usize,
-    /// Bytes of all texts; and bytes of the image, compressed ones, that are looked through for what goes on there.
+    /// Bytes of all texts; also, of compressed bytes of the image that are looked through for what goes on there.
     pub all: u64,
     pub threads: usize,
 }
