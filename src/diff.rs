@@ -17,7 +17,7 @@ use crate::matcher;
 use crate::monitor::Monitor;
 use crate::opening::{Opening, open_image, open_pair};
 use crate::outlet::{Outlet, unpack_folder};
-use crate::plan::{self, Images, Recipe, volatile_blocks};
+use crate::plan::{self, Images, Recipe, copy_repeats, volatile_blocks};
 use crate::recode::{Recoding, recode};
 use crate::sign::read_signature;
 use crate::signature::SignatureFile;
@@ -264,7 +264,7 @@ fn plan_recipe(
         there.is_some() && there == new.bytes.get(b as usize..(b + len) as usize)
     };
     let images = Images { old_len: old.len() as u64, new_len: new.len(), same: &same };
-    plan::plan(&recipe, &images, zeros).batches
+    copy_repeats(plan::plan(&recipe, &images, zeros).batches, old, new.bytes)
 }
 
 /// Extents with short gaps between them closed: matches may run across a few zero blocks.

@@ -3,6 +3,7 @@
 //! Between two anchors every byte is taken along the line before, along the line behind, along one of those that a
 //! finer search finds ([`near`](super::near)), or literally, whichever makes the delta smallest by the estimate below:
 //! a shortest path (Viterbi) over the bytes, which replaces bsdiff's forward and backward extension and its overlap rule.
+//! So is what an anchor itself covers, where its line is far from equal.
 
 use std::ops::Range;
 
@@ -33,7 +34,7 @@ const EQUAL: u32 = 1;
 /// A changed byte taken over with its difference.
 const DIFFERENT: u32 = 56;
 /// The first of several changed bytes: the run lengths around it.
-const RUN: u32 = 48;
+const RUN: u32 = 24;
 /// Another operation, from elsewhere.
 const TURN: u32 = 200;
 /// A literal operation in between.
@@ -42,6 +43,14 @@ const BREAK: u32 = 80;
 /// What a candidate of the finer search must be worth, in equal bytes: less where literals hardly compress.
 const WORTH: usize = 14;
 const WORTH_IN_NOISE: usize = 10;
+
+/// Bytes of an anchor that are looked at together, and the part of them (1 / this) from which on, if so many differ, they
+/// are decided anew.
+const CELL: usize = 64;
+const POOR: usize = 16;
+/// The per cent of what the anchor's line costs there from which on another way does not count: the estimate takes all
+/// differences for new ones, but those of programs recur, and cost less.
+const CLEARLY: u64 = 85;
 
 /// Bytes of a gap, at either end, that are decided one by one; between them all is literal.
 const REACH: usize = 32 << 10;
@@ -65,14 +74,14 @@ pub(super) fn settle(images: &Images, piece: Range<usize>, anchors: &[Anchor], f
         // Neighbours may overlap: there both lines are good, and the path decides where to change over.
         let from = before.map_or(piece.start, |before| before.end.min(anchor.start)).max(done);
         let to = before.map_or(anchor.start, |before| before.end.max(anchor.start)).min(anchor.end).max(from);
-        settle.push(done..from, before.map(|before| before.line));
+        settle.along(done..from, before.map(|before| before.line));
         settle.gap(from..to, before.map(|before| before.line), Some(anchor.line));
         done = to;
         before = Some(anchor);
     }
     let last = before.map(|before| before.line);
     let from = before.map_or(done, |before| before.end.max(done));
-    settle.push(done..from, last);
+    settle.along(done..from, last);
     settle.gap(from..piece.end, last, None);
     settle.spans
 }
@@ -115,6 +124,53 @@ impl Settle<'_> {
             Some(last) if last.end == range.start && last.line == line => last.end = range.end,
             _ => self.spans.push(Span { start: range.start, end: range.end, line }),
         }
+    }
+
+    /// Takes what an anchor covers along its line, but for where that is far from equal and another way costs clearly less:
+    /// an anchor follows its line as long as the index knows nothing better.
+    fn along(&mut self, range: Range<usize>, line: Option<Line>) {
+        let Some(line) = line else { return self.push(range, None) };
+        let mut poor = range.start..range.start;
+        for start in range.clone().step_by(CELL) {
+            let cell = start..(start + CELL).min(range.end);
+            if (cell.len() - self.images.equal_in(&line, cell.clone())) * POOR > cell.len() {
+                poor.end = cell.end;
+                continue;
+            }
+            self.again(poor, line);
+            self.push(cell.clone(), Some(line));
+            poor = cell.end..cell.end;
+        }
+        self.again(poor, line);
+    }
+
+    /// Decides a part of an anchor anew.
+    fn again(&mut self, range: Range<usize>, line: Line) {
+        if range.is_empty() {
+            return;
+        }
+        let kept = self.spans.len();
+        self.gap(range.clone(), Some(line), Some(line));
+        let (mut cost, mut before) = (0, Some(line));
+        for span in &self.spans[kept.saturating_sub(1)..] {
+            let turn = if span.line.is_none() { BREAK } else { TURN };
+            cost += if span.line == before { 0 } else { turn.into() };
+            cost += self.cost(span.start.max(range.start)..span.end, span.line);
+            before = span.line;
+        }
+        if cost * 100 > self.cost(range.clone(), Some(line)) * CLEARLY {
+            self.spans.truncate(kept);
+            if let Some(last) = self.spans.last_mut() {
+                last.end = last.end.min(range.start); // it may have been lengthened
+            }
+            self.push(range, Some(line));
+        }
+    }
+
+    /// What bytes cost along a line, or literally, among bytes as of the last path.
+    fn cost(&self, range: Range<usize>, line: Option<Line>) -> u64 {
+        let mut different = false;
+        range.map(|at| u64::from(byte_cost(self.images, self.literal, line, at, &mut different))).sum()
     }
 
     /// Decides a gap, near its ends byte by byte.
@@ -265,26 +321,25 @@ fn step(
     entered: &mut [u64],
 ) {
     let least = states[best].cost;
-    let byte = images.new[at];
     for &number in active {
         let state = &mut states[number];
         // Costs are relative, so that they stay small however long the gap.
         let change = if number == 0 { BREAK } else { TURN };
         let stay = state.cost - least;
         entered[number / 64] |= u64::from(change < stay) << (number % 64);
-        let cost = stay.min(change);
-        state.cost = cost
-            + match state.line {
-                None if repeats(images.new, at) => EQUAL,
-                None => literal,
-                Some(line) => {
-                    let different = byte != images.old[at.wrapping_add(line.shift)];
-                    let first = different && !state.different;
-                    state.different = different;
-                    // Among noise a difference is noise, too, and its varint of four bytes takes five.
-                    let change = DIFFERENT.max(literal + literal / 4);
-                    if different { change + if first { RUN } else { 0 } } else { EQUAL }
-                }
-            };
+        state.cost = stay.min(change) + byte_cost(images, literal, state.line, at, &mut state.different);
     }
+}
+
+/// What the byte at `at` costs along a line, or literally. `different` is whether the one before differed, and will be
+/// whether this one does.
+#[inline]
+fn byte_cost(images: &Images, literal: u32, line: Option<Line>, at: usize, different: &mut bool) -> u32 {
+    let Some(line) = line else { return if repeats(images.new, at) { EQUAL } else { literal } };
+    let differs = images.new[at] != images.old[at.wrapping_add(line.shift)];
+    let first = differs && !*different;
+    *different = differs;
+    // Among noise a difference is noise, too, and its varint of four bytes takes five.
+    let change = DIFFERENT.max(literal + literal / 4);
+    if differs { change + if first { RUN } else { 0 } } else { EQUAL }
 }

@@ -120,6 +120,26 @@ fn a_program_with_changed_addresses_is_one_addition() {
     assert_eq!(runs.len(), 2);
 }
 
+/// A journal's last block is a few numbers and zeros: it resembles, beyond those numbers, whatever is mostly zero.
+#[test]
+fn what_an_anchor_hardly_equals_is_taken_literally() {
+    let mut random = Random(17);
+    let start = random.bytes(64);
+    let mut old = random.bytes(3 * BLOCK);
+    for (number, record) in old[BLOCK + 64..2 * BLOCK].chunks_mut(16).enumerate() {
+        record.fill(0);
+        record[..3].copy_from_slice(&[number as u8 | 1, (number * 7) as u8 | 1, 3]);
+    }
+    old[BLOCK..BLOCK + 64].copy_from_slice(&start);
+    let mut new = random.bytes(BLOCK);
+    new[..64].copy_from_slice(&start);
+    new[64..].fill(0);
+    let runs = find_runs(&old, &whole(&old), &new, &whole(&new), &Options::default());
+    let along = runs.iter().filter(|run| matches!(run.source, Source::Copy { .. } | Source::Add { .. }));
+    let along: u64 = along.map(|run| run.len).sum();
+    assert!((64..200).contains(&along), "{along} of {BLOCK} bytes along the old image");
+}
+
 #[test]
 fn zero_blocks_come_out_as_zero() {
     let old = Random(5).bytes(100_000);

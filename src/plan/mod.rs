@@ -2,7 +2,8 @@
 //!
 //! [`recipe`] holds the runs and turns stretches of them into literals; [`pieces`] cuts what is written into pieces and
 //! finds who reads what; [`order`] schedules the pieces, breaking cycles through scratch; [`cuts`] says where to cut long
-//! chains of them; [`batches`] groups the schedule by levels. Pure: knows images only as bytes.
+//! chains of them; [`batches`] groups the schedule by levels; [`repeats`] then finds blocks that an earlier batch makes as
+//! well. Pure: knows images only as bytes.
 
 mod batches;
 mod cuts;
@@ -10,9 +11,11 @@ mod elsewhere;
 mod order;
 mod pieces;
 mod recipe;
+mod repeats;
 mod volatile;
 
 pub use recipe::{Recipe, Recode};
+pub use repeats::copy_repeats;
 pub use volatile::volatile_blocks;
 
 use crate::delta::step::BATCH_TEXT;
