@@ -1,7 +1,7 @@
 //! The walk: makes the batches that must be done, in order, and hands them over to be written (spec, chapter 8).
 //!
-//! While one batch is written, or a barrier waits for the medium, the next ones are made, and what those behind them
-//! read is read. That is sound: bytes at home stay there until a later batch writes (R2 orders only writes); bytes that
+//! While one batch is written, or a barrier waits for the medium, the next ones are made, and those behind them are planned,
+//! and what they read is read. That is sound: bytes at home stay there until a later batch writes (R2 orders only writes); bytes that
 //! an earlier batch produces are read when that batch has been written.
 
 use crate::delta::Delta;
@@ -19,10 +19,9 @@ use crate::scribe::{Order, Scribe, WRITERS, Work};
 use crate::sources::{READERS, ReadingRoom, SourceBuffer, read_jobs};
 use crate::target::SurveyError;
 use crate::units::{BLOCK, Extent};
-use std::collections::VecDeque;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::{Scope, ScopedJoinHandle};
 
 /// What a walk did.
@@ -94,15 +93,12 @@ pub fn walk(
     let (done, to_reuse) = channel();
     let (to_read, jobs) = channel();
     let jobs = Mutex::new(jobs);
-    let mut walker = Walker {
-        delta,
-        placement: order.placement(),
-        steps: delta.steps()?,
-        maker: Maker::new(delta)?,
-        ahead: VecDeque::new(),
-        reading: ReadingRoom::new(to_read, &written, device.len()),
-        desk: Desk { to_write, to_reuse, buffers: Vec::new(), made: 0 },
-    };
+    let (to_make, plans) = sync_channel(AHEAD);
+    let (made, used) = channel();
+    let reading = ReadingRoom::new(to_read, &written, device.len());
+    let mut planner = Planner { delta, placement: order.placement(), steps: delta.steps()?, reading, used };
+    let desk = Desk { to_write, to_reuse, buffers: Vec::new(), made: 0 };
+    let mut walker = Walker { delta, maker: Maker::new(delta)?, plans, made, desk };
     let prepared = std::thread::scope(|scope| {
         // Whatever ends this, nobody may wait for orders that will not come.
         let _end = Abandon(&written);
@@ -118,7 +114,8 @@ pub fn walk(
             })?);
         }
         drop(done);
-        let prepared = walker.all(redo, stop, monitor);
+        start(scope, device, move || planner.all(redo, &to_make))?;
+        let prepared = walker.all(stop, monitor);
         drop(walker); // no more orders
         writers.into_iter().for_each(|w| w.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
         prepared
@@ -164,17 +161,35 @@ impl Drop for CloseOnPanic<'_, '_> {
 
 /// Batches that are being made or written at the same time: one is made, one waits.
 pub(crate) const BUFFERS: usize = WRITERS + 2;
-/// Batches that are planned at the same time: the sources of all but the one being made are being read.
-const AHEAD: usize = READERS + 1;
+/// Plans that wait for the maker: besides one that is being made, and one that is being planned. The sources of all but the
+/// first are being read.
+const AHEAD: usize = READERS - 1;
 
-struct Walker<'a> {
+/// Follows the order ahead of the walk: finds out where the sources of each batch lie when its turn comes, and has them
+/// read.
+struct Planner<'a> {
     delta: &'a Delta,
     placement: Placement<'a>,
     steps: StepReader,
-    maker: Maker,
-    /// Batches whose sources are being read, in order.
-    ahead: VecDeque<Planned<'a>>,
     reading: ReadingRoom<'a>,
+    /// What batches that are done needed.
+    used: Receiver<Used>,
+}
+
+/// Memory for other batches.
+#[derive(Default)]
+struct Used {
+    steps: Vec<Step>,
+    pieces: Vec<(u64, u64)>,
+    sources: Option<SourceBuffer>,
+}
+
+/// Makes what was planned, and hands it over.
+struct Walker<'a> {
+    delta: &'a Delta,
+    maker: Maker,
+    plans: Receiver<Result<Planned<'a>, WalkError>>,
+    made: Sender<Used>,
     desk: Desk<'a>,
 }
 
@@ -222,33 +237,24 @@ impl<'a> Desk<'a> {
     }
 }
 
-impl<'a> Walker<'a> {
-    fn all(&mut self, redo: &[bool], stop: &AtomicBool, monitor: &dyn Monitor) -> Result<(), WalkError> {
-        let mut to_plan = (0u64..).zip(self.delta.table.batches()).zip(redo);
-        loop {
-            while self.ahead.len() < AHEAD
-                && let Some(((index, batch), redo)) = to_plan.next()
-            {
-                let planned = self.plan(index, batch, *redo)?;
-                self.ahead.push_back(planned);
+impl<'a> Planner<'a> {
+    /// Plans batch after batch, until one cannot be planned, or nobody wants the next.
+    fn all(&mut self, redo: &[bool], to_make: &SyncSender<Result<Planned<'a>, WalkError>>) {
+        for ((index, batch), redo) in (0u64..).zip(self.delta.table.batches()).zip(redo) {
+            let planned = self.plan(index, batch, *redo);
+            let failed = planned.is_err();
+            if to_make.send(planned).is_err() || failed {
+                return;
             }
-            let Some(planned) = self.ahead.pop_front() else { return Ok(()) };
-            // Not where everything is done.
-            if stop.load(Ordering::Relaxed) {
-                return Err(WalkError::Stop);
-            }
-            if !planned.redo {
-                monitor.advance(self.delta.table.written_bytes(planned.batch, self.delta.header.new.len));
-            }
-            self.carry_out(planned)?;
         }
     }
 
-    /// Finds out where the sources of a batch lie when its turn comes, and has them read.
     fn plan(&mut self, index: u64, batch: &'a Batch, redo: bool) -> Result<Planned<'a>, WalkError> {
         let missing = |block| DeltaError::Rule { rule: "source", batch: index, block };
         let extents = self.delta.table.extents(batch);
-        let mut planned = Planned { index, batch, redo, steps: Vec::new(), pieces: Vec::new(), loaded: None };
+        let Used { steps, pieces, sources } = self.used.try_recv().unwrap_or_default();
+        self.reading.buffers.extend(sources);
+        let mut planned = Planned { index, batch, redo, steps, pieces, loaded: None };
         let sources = match batch.kind {
             BatchKind::Zero => Sources::default(),
             BatchKind::Save => self.placement.save_sources(self.delta.table.saved(batch)).map_err(missing)?,
@@ -273,38 +279,63 @@ impl<'a> Walker<'a> {
         }
         Ok(planned)
     }
+}
+
+impl<'a> Walker<'a> {
+    fn all(&mut self, stop: &AtomicBool, monitor: &dyn Monitor) -> Result<(), WalkError> {
+        // Who plans ends early only where that fails.
+        while let Ok(planned) = self.plans.recv() {
+            let planned = planned?;
+            // Not where everything is done.
+            if stop.load(Ordering::Relaxed) {
+                return Err(WalkError::Stop);
+            }
+            if !planned.redo {
+                monitor.advance(self.delta.table.written_bytes(planned.batch, self.delta.header.new.len));
+            }
+            self.carry_out(planned)?;
+        }
+        Ok(())
+    }
 
     fn carry_out(&mut self, planned: Planned<'a>) -> Result<(), WalkError> {
         let Planned { batch, redo, .. } = planned;
         let extents = self.delta.table.extents(batch);
+        let mut sources = None;
         if redo {
             let work = match batch.kind {
                 BatchKind::Zero => Work::Zeros,
-                BatchKind::Save | BatchKind::Data => Work::Bytes(self.make(planned)?),
+                BatchKind::Save | BatchKind::Data => {
+                    // Those who read end early only where the writer did.
+                    let loaded = planned.loaded.as_ref().and_then(|loaded| loaded.recv().ok()).ok_or(Gone)?;
+                    Work::Bytes(self.make(&planned, sources.insert(loaded?))?)
+                }
             };
             self.desk.hand_over(batch, extents, work)?;
-            return Ok(());
+        } else {
+            if batch.barrier {
+                self.desk.hand_over(batch, &[], Work::Nothing)?;
+            }
+            self.maker.skip(&planned.steps)?;
         }
-        if batch.barrier {
-            self.desk.hand_over(batch, &[], Work::Nothing)?;
-        }
-        Ok(self.maker.skip(&planned.steps)?)
+        let Planned { mut steps, mut pieces, .. } = planned;
+        steps.clear();
+        pieces.clear();
+        // Who plans may be done.
+        let _ = self.made.send(Used { steps, pieces, sources });
+        Ok(())
     }
 
     /// Makes the bytes of a batch; they are the right ones.
-    fn make(&mut self, planned: Planned<'_>) -> Result<AlignedBuffer, WalkError> {
-        // Those who read end early only where the writer did.
-        let loaded = planned.loaded.as_ref().and_then(|loaded| loaded.recv().ok()).ok_or(Gone)?;
-        let sources = loaded?;
+    fn make(&mut self, planned: &Planned<'_>, sources: &SourceBuffer) -> Result<AlignedBuffer, WalkError> {
         let batch = planned.batch;
         let len = self.delta.table.written_bytes(batch, self.delta.header.new.len);
         let mut output = self.desk.buffer(len as usize)?;
         if batch.kind == BatchKind::Save {
-            self.make_save(batch, &sources, &mut output)?;
+            self.make_save(batch, sources, &mut output)?;
         } else {
-            self.make_data(&planned, &sources, &mut output)?;
+            self.make_data(planned, sources, &mut output)?;
         }
-        self.reading.buffers.push(sources);
         if crc32fast::hash(&output) != batch.crc {
             let offset = self.delta.table.extents(batch).first().map_or(0, |e| e.start * BLOCK);
             return Err(WalkError::WrongResult { batch: planned.index, offset });

@@ -221,7 +221,8 @@ fn find_batches<'a>(
 ) -> std::io::Result<Found<'a>> {
     let changed: Vec<Range<u64>> = comparison.changed.iter().map(|e| e.bytes(new.len())).collect();
     monitor.phase("matching", changed.iter().map(|r| r.end - r.start).sum());
-    let matching = matcher::Options { memory: options.memory, threads: options.threads, level: options.level };
+    let DiffOptions { memory, threads, level, .. } = *options;
+    let matching = matcher::Options { memory, threads, level, revise: true };
     // Not the holes that the file system tells: they may change while nobody writes.
     let old_data: Vec<Range<u64>> = bridged(&comparison.old_data).map(|e| e.bytes(old.len())).collect();
     let done = |bytes| monitor.advance(bytes);

@@ -6,6 +6,7 @@
 use crate::units::{BLOCK, PART};
 use crate::zero_groups::{ZERO_GROUP, may_be_tabulated, zero_group};
 use blake3::hazmat::{ChainingValue, HasherExt, Mode, left_subtree_len, merge_subtrees_non_root, merge_subtrees_root};
+use std::cell::RefCell;
 
 /// Length, CRC-32 and BLAKE3 of an image, as the public tools `crc32` and `b3sum` print them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +59,29 @@ impl PartDigest {
 pub(crate) static ZERO_BLOCK: [u8; BLOCK as usize] = [0; BLOCK as usize];
 /// A part of zeros.
 pub(crate) static ZERO_PART: [u8; PART as usize] = [0; PART as usize];
+
+/// Zero parts that are remembered: as many as can be left over where a zero group is not full.
+const REMEMBERED: usize = (ZERO_GROUP / PART) as usize;
+
+thread_local! {
+    /// Digests of zero parts, with their offsets.
+    static ZERO_PARTS: RefCell<[Option<(u64, PartDigest)>; REMEMBERED]> = const { RefCell::new([None; REMEMBERED]) };
+}
+
+/// The digest of a part of zeros at `offset` of an image of `total` bytes. Several digests of one image are often made at
+/// the same time, and need the same ones.
+fn zero_part(offset: u64, total: u64) -> PartDigest {
+    if total <= PART {
+        return PartDigest::new(offset, &ZERO_PART, total);
+    }
+    ZERO_PARTS.with_borrow_mut(|known| {
+        let place = &mut known[(offset / PART) as usize % REMEMBERED];
+        match place {
+            Some((at, digest)) if *at == offset => *digest,
+            _ => place.insert((offset, PartDigest::new(offset, &ZERO_PART, total))).1,
+        }
+    })
+}
 
 /// Whether all bytes are zero.
 #[must_use]
@@ -142,7 +166,7 @@ impl TreeDigest {
     /// Hashes the zero parts that have not become a group.
     pub fn settle(&mut self) {
         for _ in 0..std::mem::take(&mut self.zero_parts) {
-            self.push(PartDigest::new(self.filled, &ZERO_PART, self.total), false);
+            self.push(zero_part(self.filled, self.total), false);
         }
     }
 

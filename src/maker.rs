@@ -72,21 +72,18 @@ impl Maker {
         self.text.reserve_exact(NEW_TEXT as usize);
         for part in text {
             let from = self.text.len();
-            self.text.resize(from + part.len as usize, 0);
-            let made = &mut self.text[from..];
             if part.kind == StepKind::TextLiteral {
-                self.literals.fill(made)?;
-            } else {
-                made.copy_from_slice(self.texts.get(part)?);
-                if part.kind.adds() {
-                    self.differences.add_to(part.src, part.dst, made)?;
-                }
+                self.text.resize(from + part.len as usize, 0);
+                self.literals.fill(&mut self.text[from..])?;
+                continue;
+            }
+            self.text.extend_from_slice(self.texts.get(part)?);
+            if part.kind.adds() {
+                self.differences.add_to(part.src, part.dst, &mut self.text[from..])?;
             }
         }
         self.texts.close();
-        let bytes = pack(&self.text, step.src as u32, target.len());
-        target.copy_from_slice(&bytes.map_err(|_| DeltaError::Malformed("a text that cannot be deflated"))?);
-        Ok(())
+        pack(&self.text, step.src as u32, target).map_err(|_| DeltaError::Malformed("a text that cannot be deflated"))
     }
 
     /// Passes over the columns of a batch that need not be made.

@@ -1,5 +1,8 @@
 //! Bits, the least significant first, as deflate has them.
 
+/// Bits that one look gives, at least.
+pub(super) const LOOK: u32 = 56;
+
 /// Reads bits.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BitReader<'a> {
@@ -40,8 +43,14 @@ impl<'a> BitReader<'a> {
         // As many whole bytes as there is room for, always (Giesen, 'Reading bits in far too many ways', 2018, variant 4).
         self.word |= u64::from_le_bytes(next) << self.there;
         self.behind = self.behind.saturating_add(((63 - self.there) >> 3) as usize);
-        self.there |= 56;
+        self.there |= LOOK;
         self.word
+    }
+
+    /// Whether the last look went beyond the end.
+    #[inline]
+    pub fn saw_the_end(&self) -> bool {
+        self.behind > self.bytes.len()
     }
 
     /// Passes over bits, at most as many as were looked at; `None` where there are not so many.
@@ -63,22 +72,23 @@ impl<'a> BitReader<'a> {
     }
 }
 
-/// Writes bits to a buffer; those beyond its end are only counted.
+/// Writes bits to a buffer, which lacks the first bytes of what is written; those beyond its end are only counted.
 #[derive(Debug)]
-pub(super) struct BitWriter {
-    /// With room behind its end for a whole word.
-    bytes: Vec<u8>,
-    /// Bytes that are complete.
+pub(super) struct BitWriter<'a> {
+    bytes: &'a mut [u8],
+    /// Bytes that it lacks.
+    before: usize,
+    /// Bytes that are complete, these included.
     whole: usize,
     word: u64,
     /// Bits in `word`: below 8 between calls.
     used: u32,
 }
 
-impl BitWriter {
-    /// For so many bytes.
-    pub fn new(bytes: usize) -> Self {
-        Self { bytes: vec![0; bytes.saturating_add(size_of::<u64>())], whole: 0, word: 0, used: 0 }
+impl<'a> BitWriter<'a> {
+    /// To `bytes`, from the byte with number `before` on.
+    pub fn new(bytes: &'a mut [u8], before: usize) -> Self {
+        Self { bytes, before, whole: 0, word: 0, used: 0 }
     }
 
     /// Appends the lowest `bits`, at most 56, of `value`, whose other bits are zero.
@@ -86,22 +96,30 @@ impl BitWriter {
     pub fn put(&mut self, value: u64, bits: u32) {
         self.word |= value << self.used;
         self.used += bits;
-        // Always a whole word, as then nothing depends on how many of its bytes are complete.
-        if let Some(room) = self.bytes.get_mut(self.whole..).and_then(|rest| rest.first_chunk_mut()) {
-            *room = self.word.to_le_bytes();
+        // A whole word where there is room, as then nothing depends on how many of its bytes are complete.
+        match self.bytes.get_mut(self.whole.wrapping_sub(self.before)..).and_then(|rest| rest.first_chunk_mut()) {
+            Some(room) => *room = self.word.to_le_bytes(),
+            None => self.put_bytes(self.used / 8),
         }
         self.whole += (self.used / 8) as usize;
         self.word >>= self.used & !7;
         self.used %= 8;
     }
 
-    /// The first `len` bytes, the last one filled up with zeros; `None` where there are not so many, or no room was for them.
-    pub fn finish(mut self, len: usize) -> Option<Vec<u8>> {
-        let there = self.whole + usize::from(self.used > 0);
-        if len > there || len > self.bytes.len() - size_of::<u64>() {
-            return None;
+    /// Writes the first bytes of the word, where there is room for them.
+    #[cold]
+    fn put_bytes(&mut self, count: u32) {
+        for (at, byte) in (self.whole..).zip(&self.word.to_le_bytes()[..count as usize]) {
+            if let Some(place) = at.checked_sub(self.before).and_then(|at| self.bytes.get_mut(at)) {
+                *place = *byte;
+            }
         }
-        self.bytes.truncate(len);
-        Some(self.bytes)
+    }
+
+    /// Fills the last byte up with zeros; `None` where the buffer is not full then.
+    pub fn finish(mut self) -> Option<()> {
+        self.put_bytes(1);
+        let there = self.whole + usize::from(self.used > 0);
+        (there >= self.before + self.bytes.len()).then_some(())
     }
 }

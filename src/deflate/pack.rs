@@ -57,32 +57,23 @@ impl Codes {
 
 /// Writes what an entry says.
 #[inline]
-fn put(entry: Entry, out: &mut BitWriter) -> Option<()> {
+fn put(entry: Entry, out: &mut BitWriter<'_>) -> Option<()> {
     out.put((entry & ((1 << COUNT) - 1)).into(), entry >> COUNT);
     (entry > 0).then_some(())
 }
 
-/// The bytes that a text stands for, from the bit with number `skip` on, `len` of them; what is missing of the last byte is
-/// zeros. Bits beyond are dropped.
+/// Fills `target` with the bytes that a text stands for, from the bit with number `skip` on; what is missing of the last byte
+/// is zeros. Bits beyond are dropped.
 ///
 /// # Errors
-/// A text that is malformed, or of too few bits.
-pub fn pack(text: &[u8], skip: u32, len: usize) -> Result<Vec<u8>, Malformed> {
-    let before = (skip as usize).div_ceil(8);
-    let end = before.checked_add(len).ok_or(Malformed)?;
-    // A byte of a text makes at most 15 bits: no room is taken for what it cannot fill.
-    if end > text.len().saturating_mul(2).saturating_add(1) {
-        return Err(Malformed);
-    }
-    let mut out = BitWriter::new(end);
+/// A text that is malformed, or of too few bits; `target` may hold anything then.
+pub fn pack(text: &[u8], skip: u32, target: &mut [u8]) -> Result<(), Malformed> {
+    let mut out = BitWriter::new(target, (skip as usize).div_ceil(8));
     out.put(0, skip.wrapping_neg() & 7);
-    pack_items(text, &mut out).ok_or(Malformed)?;
-    let mut bytes = out.finish(end).ok_or(Malformed)?;
-    bytes.drain(..before);
-    Ok(bytes)
+    pack_items(text, &mut out).and_then(|()| out.finish()).ok_or(Malformed)
 }
 
-fn pack_items(text: &[u8], out: &mut BitWriter) -> Option<()> {
+fn pack_items(text: &[u8], out: &mut BitWriter<'_>) -> Option<()> {
     let mut current: Option<Arc<Codes>> = None;
     let mut rest = text;
     while !rest.is_empty() {
@@ -100,7 +91,7 @@ fn pack_items(text: &[u8], out: &mut BitWriter) -> Option<()> {
 }
 
 /// Writes everything up to a header or the end, which is returned.
-fn symbols<'a>(text: &'a [u8], codes: &Codes, out: &mut BitWriter) -> Option<&'a [u8]> {
+fn symbols<'a>(text: &'a [u8], codes: &Codes, out: &mut BitWriter<'_>) -> Option<&'a [u8]> {
     let mut rest = text;
     while let [byte, others @ ..] = rest {
         if *byte != MARK {
@@ -132,7 +123,7 @@ fn symbols<'a>(text: &'a [u8], codes: &Codes, out: &mut BitWriter) -> Option<&'a
 
 /// Writes a match, `reach` and `length` as they stand in a text.
 #[inline]
-fn put_match(codes: &Codes, reach: u16, length: u8, out: &mut BitWriter) -> Option<()> {
+fn put_match(codes: &Codes, reach: u16, length: u8, out: &mut BitWriter<'_>) -> Option<()> {
     put(codes.lengths[usize::from(length)], out)?;
     // Two symbols for each power of two, as REACHES has them, tell the two highest bits of what stands in a text.
     let (symbol, extra) = match reach {
@@ -145,9 +136,9 @@ fn put_match(codes: &Codes, reach: u16, length: u8, out: &mut BitWriter) -> Opti
 }
 
 /// Reads the header of a block, and writes it unless it is silent.
-fn header(rest: &mut &[u8], out: &mut BitWriter) -> Option<Arc<Codes>> {
+fn header<'a>(rest: &mut &[u8], out: &mut BitWriter<'a>) -> Option<Arc<Codes>> {
     let head = *rest.split_off_first()?;
-    let mut silent = BitWriter::new(0);
+    let mut silent = BitWriter::<'a>::new(&mut [], 0);
     let out = if head & SILENT > 0 { &mut silent } else { out };
     out.put(u64::from(head & FINAL), 1);
     match head & !(FINAL | SILENT) {
@@ -163,7 +154,7 @@ fn header(rest: &mut &[u8], out: &mut BitWriter) -> Option<Arc<Codes>> {
     }
 }
 
-fn dynamic(rest: &mut &[u8], out: &mut BitWriter) -> Option<Arc<Codes>> {
+fn dynamic(rest: &mut &[u8], out: &mut BitWriter<'_>) -> Option<Arc<Codes>> {
     let ([literals, distances, lengths], others) = rest.split_first_chunk()?;
     *rest = others;
     for (value, bits) in [(*literals, 5), (*distances, 5), (*lengths, 4)] {
@@ -198,7 +189,7 @@ fn dynamic(rest: &mut &[u8], out: &mut BitWriter) -> Option<Arc<Codes>> {
     Codes::new(&lengths[..literals], &lengths[literals..])
 }
 
-fn put_number(value: u8, bits: u32, out: &mut BitWriter) -> Option<()> {
+fn put_number(value: u8, bits: u32, out: &mut BitWriter<'_>) -> Option<()> {
     if u32::from(value) >> bits > 0 {
         return None;
     }

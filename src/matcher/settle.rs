@@ -55,11 +55,19 @@ const CLEARLY: u64 = 85;
 /// Bytes of a gap, at either end, that are decided one by one; between them all is literal.
 const REACH: usize = 32 << 10;
 
-/// Cuts `piece` into spans by its `anchors`.
-pub(super) fn settle(images: &Images, piece: Range<usize>, anchors: &[Anchor], finer: bool) -> Vec<Span> {
+/// Cuts `piece` into spans by its `anchors`. `budget` is how many bytes that anchors cover may be decided anew, and becomes
+/// how many more may.
+pub(super) fn settle(
+    images: &Images,
+    piece: Range<usize>,
+    anchors: &[Anchor],
+    finer: bool,
+    budget: &mut usize,
+) -> Vec<Span> {
     let mut settle = Settle {
         images,
         finer,
+        budget: *budget,
         piece: piece.clone(),
         spans: Vec::new(),
         near: Near::default(),
@@ -83,6 +91,7 @@ pub(super) fn settle(images: &Images, piece: Range<usize>, anchors: &[Anchor], f
     let from = before.map_or(done, |before| before.end.max(done));
     settle.along(done..from, last);
     settle.gap(from..piece.end, last, None);
+    *budget = settle.budget;
     settle.spans
 }
 
@@ -90,6 +99,8 @@ struct Settle<'a> {
     images: &'a Images<'a>,
     /// Whether to search gaps.
     finer: bool,
+    /// Bytes that may still be decided anew.
+    budget: usize,
     piece: Range<usize>,
     spans: Vec<Span>,
     near: Near,
@@ -149,15 +160,18 @@ impl Settle<'_> {
         if range.is_empty() {
             return;
         }
+        let Some(budget) = self.budget.checked_sub(range.len()) else { return self.push(range, Some(line)) };
+        self.budget = budget;
         let kept = self.spans.len();
         self.gap(range.clone(), Some(line), Some(line));
+        let turn = |line: Option<Line>| u64::from(if line.is_none() { BREAK } else { TURN });
         let (mut cost, mut before) = (0, Some(line));
-        for span in &self.spans[kept.saturating_sub(1)..] {
-            let turn = if span.line.is_none() { BREAK } else { TURN };
-            cost += if span.line == before { 0 } else { turn.into() };
+        for span in self.spans[kept.saturating_sub(1)..].iter().filter(|span| span.end > range.start) {
+            cost += if span.line == before { 0 } else { turn(span.line) };
             cost += self.cost(span.start.max(range.start)..span.end, span.line);
             before = span.line;
         }
+        cost += if before == Some(line) { 0 } else { turn(Some(line)) };
         if cost * 100 > self.cost(range.clone(), Some(line)) * CLEARLY {
             self.spans.truncate(kept);
             if let Some(last) = self.spans.last_mut() {

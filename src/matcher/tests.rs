@@ -175,7 +175,7 @@ fn nonsense_does_not_panic() {
     for threads in [0, 1, 100] {
         for memory in [0, 1, 1000] {
             for level in [0, 1, 9, u32::MAX] {
-                let runs = find_runs(&old, &strange, &new, &strange, &Options { memory, threads, level });
+                let runs = find_runs(&old, &strange, &new, &strange, &Options { memory, threads, level, revise: true });
                 check(&old, &new, &[100..9_000], &runs);
             }
         }
@@ -242,7 +242,7 @@ fn random_edits_keep_every_promise() {
         let data = [0..(len / 3) as u64, (len / 2) as u64..len as u64];
         let memory = [640 << 20, 10_000, 0][random.below(3)];
         let level = 1 + random.below(9) as u32;
-        let options = Options { memory, threads: 1, level };
+        let options = Options { memory, threads: 1, level, ..Options::default() };
         let runs = find_runs(&old, &data, &new, &changed, &options);
         check(&old, &new, &changed, &runs);
         let more = find_runs(&old, &data, &new, &changed, &Options { threads: 3, ..options });

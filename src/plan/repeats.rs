@@ -15,7 +15,9 @@ use std::ops::Range;
 const WORTH: u32 = 48;
 /// The same for all blocks that get a batch of their own, which costs some thirty bytes more.
 const WORTH_A_BATCH: u32 = 256;
-/// Blocks that are remembered, at the most: bounds the memory, to some 8 MiB. Where more is new, a few repeats hardly count.
+/// Blocks that get a batch of their own, at the most: each is a write of its own, which slow media mind.
+const MOVED: usize = 8;
+/// Blocks that are remembered, at the most: bounds the memory, to some 13 MiB. Where more is new, a few repeats hardly count.
 const REMEMBERED: usize = 1 << 18;
 
 /// A block that can be a copy of another one.
@@ -38,27 +40,28 @@ pub fn copy_repeats(batches: Vec<NewBatch>, old: &[u8], new: &[u8]) -> Vec<NewBa
             continue;
         }
         let (mut before, mut within) = (Vec::new(), Vec::new());
-        for (block, price) in prices(&batch, old, new).into_iter().filter(|(_, price)| *price >= WORTH) {
-            let Some(bytes) = whole_block(new, block) else { continue };
+        for (block, price) in prices(&batch, old, new) {
+            let Some(bytes) = whole_block(new, block).filter(|_| price.is_none_or(|price| price >= WORTH)) else {
+                continue;
+            };
             let key = crc32fast::hash(bytes);
-            match first.get(&key) {
-                Some((owner, src)) if whole_block(new, *src) == Some(bytes) => {
+            match (first.get(&key), price) {
+                (Some((owner, src)), Some(price)) if whole_block(new, *src) == Some(bytes) => {
                     let repeats = if *owner == number { &mut within } else { &mut before };
                     repeats.push(Repeat { block, src: *src, price });
                 }
-                None if first.len() < REMEMBERED => {
+                (None, _) if first.len() < REMEMBERED => {
                     first.insert(key, (number, block));
                 }
                 _ => {}
             }
         }
         let batch = replaced(batch, &before);
-        if within.iter().map(|repeat| repeat.price).sum::<u32>() < WORTH_A_BATCH {
-            done.push(batch);
-            continue;
+        let worth = within.len() <= MOVED && within.iter().map(|repeat| repeat.price).sum::<u32>() >= WORTH_A_BATCH;
+        match worth.then(|| split(&batch, &within)).flatten() {
+            Some(parts) => done.extend(parts),
+            None => done.push(batch),
         }
-        let (batch, behind) = split(batch, &within);
-        done.extend([batch, behind]);
     }
     done
 }
@@ -68,8 +71,9 @@ fn whole_block(image: &[u8], block: u64) -> Option<&[u8]> {
     image.get(start..start.checked_add(BLOCK as usize)?)
 }
 
-/// For each whole block that a batch makes without deflated data: the bytes that are literal, or other than their source.
-fn prices(batch: &NewBatch, old: &[u8], new: &[u8]) -> Vec<(u64, u32)> {
+/// For each block that a batch makes: the bytes that are literal, or other than their source; `None` where some of it is
+/// deflated data, whose steps cannot be cut.
+fn prices(batch: &NewBatch, old: &[u8], new: &[u8]) -> Vec<(u64, Option<u32>)> {
     let mut prices: Vec<(u64, Option<u32>)> =
         batch.extents.iter().flat_map(|extent| extent.start..extent.end()).map(|block| (block, Some(0))).collect();
     for step in batch.steps.iter().filter(|step| makes(step)) {
@@ -81,7 +85,7 @@ fn prices(batch: &NewBatch, old: &[u8], new: &[u8]) -> Vec<(u64, u32)> {
             *price = price.zip(price_of(step, &part, old, new)).map(|(sum, more)| sum + more);
         }
     }
-    prices.into_iter().filter_map(|(block, price)| Some((block, price?))).collect()
+    prices
 }
 
 /// Whether a step makes bytes of the image.
@@ -89,7 +93,7 @@ fn makes(step: &Step) -> bool {
     step.kind != StepKind::Unpack && !step.kind.is_text()
 }
 
-/// The bytes of `part` that a step has to be told; `None` where it unpacks them.
+/// The bytes of `part` that a step has to be told; `None` where they are deflated data.
 fn price_of(step: &Step, part: &Range<u64>, old: &[u8], new: &[u8]) -> Option<u32> {
     match step.kind {
         StepKind::Literal => Some((part.end - part.start) as u32),
@@ -116,8 +120,9 @@ fn replaced(batch: NewBatch, repeats: &[Repeat]) -> NewBatch {
 }
 
 /// Moves repeats of a batch's own blocks to a batch behind it: no batch reads what it writes itself (R1). Nobody between
-/// the two barriers around a batch reads what another one writes there, so that a part of it may be written last.
-fn split(batch: NewBatch, repeats: &[Repeat]) -> (NewBatch, NewBatch) {
+/// the two barriers around a batch reads what another one writes there, so that a part of it may be written last. `None`
+/// where that would break a limit.
+fn split(batch: &NewBatch, repeats: &[Repeat]) -> Option<[NewBatch; 2]> {
     let copies = with_copies(&batch.steps, repeats);
     let moved = |at: u64| repeats.binary_search_by_key(&(at / BLOCK), |repeat| repeat.block).is_ok();
     let (mut behind, mut steps) = (Vec::new(), Vec::with_capacity(copies.len()));
@@ -130,7 +135,7 @@ fn split(batch: NewBatch, repeats: &[Repeat]) -> (NewBatch, NewBatch) {
     let mut rest = kept.map(|start| Extent { start, count: 1 }).collect();
     merge_extents(&mut rest);
     let behind = NewBatch { extents, steps: behind, ..NewBatch::default() };
-    (NewBatch { extents: rest, steps, ..batch }, behind)
+    (steps.len() <= BATCH_STEPS).then(|| [NewBatch { extents: rest, steps, ..batch.clone() }, behind])
 }
 
 /// Steps of which those blocks are copies. No step of deflated data lies in one of them.
@@ -260,6 +265,37 @@ mod tests {
         let made = copy_repeats(batches.clone(), &[], &new);
         let second = data(vec![extent(1, 1), extent(4, 1)], vec![literal(1, 1), copy_new(4, 0, 1)], false);
         assert_eq!(made, [batches[0].clone(), second, data(vec![extent(5, 1)], vec![copy_new(5, 1, 1)], false)]);
+    }
+
+    #[test]
+    fn many_blocks_are_not_moved_and_no_limit_is_broken() {
+        // Nine blocks that stand twice, side by side; then one, beside as many steps as a batch may have.
+        let each = noise(3, 9 * SIZE);
+        let twice: Vec<u8> = each.chunks(SIZE).flat_map(|block| block.repeat(2)).collect();
+        let batches = vec![data(vec![extent(0, 18)], vec![literal(0, 18)], false)];
+        assert_eq!(copy_repeats(batches.clone(), &[], &twice), batches);
+        let mut new = noise(4, 5 * SIZE);
+        new.copy_within(..SIZE, 3 * SIZE);
+        let byte = |i| Step { dst: BLOCK + i, len: 1, ..literal(1, 1) };
+        let single = BATCH_STEPS as u64 - 3;
+        let rest = Step { dst: BLOCK + single, len: BLOCK - single, ..literal(1, 1) };
+        let steps: Vec<Step> =
+            [literal(0, 1)].into_iter().chain((0..single).map(byte)).chain([rest, literal(2, 3)]).collect();
+        let batches = vec![data(vec![extent(0, 5)], steps, false)];
+        assert_eq!(batches[0].steps.len(), BATCH_STEPS);
+        assert_eq!(copy_repeats(batches.clone(), &[], &new), batches);
+    }
+
+    #[test]
+    fn what_is_made_of_deflated_data_is_copied_but_stays() {
+        let new = image();
+        let deflate = |start: u64, blocks| Step { kind: StepKind::Deflate, ..literal(start, blocks) };
+        let first = data(vec![extent(0, 3)], vec![deflate(0, 3)], false);
+        let second = |steps| data(vec![extent(4, 4)], steps, false);
+        let made = copy_repeats(vec![first.clone(), second(vec![literal(4, 4)])], &[], &new);
+        assert_eq!(made[1].steps, [copy_new(4, 0, 2), literal(6, 1), copy_new(7, 2, 1)]);
+        let both = vec![first, second(vec![deflate(4, 4)])];
+        assert_eq!(copy_repeats(both.clone(), &[], &new), both);
     }
 
     #[test]

@@ -85,6 +85,7 @@ pub(crate) fn recode<'a>(
     }
     let old_bytes = old_texts.bytes.bytes();
     let all = 0..old_bytes.len() as u64;
+    let options = &matcher::Options { revise: false, ..*options };
     let text_runs =
         matcher::find_runs(old_bytes, std::slice::from_ref(&all), new_texts.bytes.bytes(), &wanted, options);
     let mut recoding = Recoding { new: new.bytes, old_texts, new_texts, runs: text_runs };

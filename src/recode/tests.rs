@@ -62,7 +62,7 @@ impl Images {
         let runs = [Run { dst: 0, len: self.new.len() as u64, source: Source::Literal }];
         let old = View { bytes: &self.old, data: &self.data[0] };
         let new = View { bytes: &self.new, data: &self.data[1] };
-        let options = matcher::Options { memory: 1 << 26, threads: 2, level: 6 };
+        let options = matcher::Options { memory: 1 << 26, threads: 2, ..matcher::Options::default() };
         recode(old, new, &runs, &options, Path::new("/tmp")).unwrap().unwrap()
     }
 }
@@ -210,7 +210,9 @@ fn make(images: &Images, recoding: &Recoding<'_>, steps: &[Step]) -> Vec<u8> {
             }
         }
         assert_eq!(filled, text.len() as u64);
-        made.extend(pack(&text, skip, step.len as usize).unwrap());
+        let start = made.len();
+        made.resize(start + step.len as usize, 0);
+        pack(&text, skip, &mut made[start..]).unwrap();
         old.close();
     }
     made

@@ -48,7 +48,8 @@ impl DeltaWriter<'_> {
         let wrong = || DeltaError::Malformed("a text that is not that of the new image's bytes");
         let texts = self.new_texts.and_then(|texts| texts.text(step.dst..step.dst + step.len));
         let is_right = |(text, skip): &(Vec<u8>, u32)| {
-            u64::from(*skip) == step.src && pack(text, *skip, made.len()).is_ok_and(|bytes| bytes == made)
+            let mut bytes = vec![0; made.len()];
+            u64::from(*skip) == step.src && pack(text, *skip, &mut bytes).is_ok() && bytes == made
         };
         let (text, skip) = texts.filter(is_right).ok_or_else(wrong)?;
         self.put_kind_and_length(step, extents);
