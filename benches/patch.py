@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
 """Times `blkpatch patch` on a loop device against what dd needs for the same transfers. Needs root.
 
-    cargo build --release && benches/patch.py --pairs DIR [--runs N] [--direct] [NAME ...]
+    cargo build --release && benches/patch.py --pairs DIR [--runs N] [--direct | --work /dev/shm] [NAME ...]
 
 The yardstick, in one go: dd reads the image once, reads as many bytes again as are touched, writes as many as change,
 and syncs once; all with O_DIRECT, as blkpatch does, front to back in large blocks. Yardstick and blkpatch take turns,
 each on a fresh copy of the old image, and the minimum counts. The loop device's file lies in the page cache, so this
-is a disk as fast as memory; with --direct the loop device passes requests on to the disk below. Memory is the maximum
-resident set, which counts code as well; 'announced' is what `blkpatch info` says beforehand. 'CPU' is what blkpatch takes
-itself; 'machine' is what all processors do meanwhile, the kernel's threads that serve the loop device included: no
-order of the work can be faster than that, divided by their number. The result of every run is compared with the new
-image.
+is a disk as fast as memory, but for syncs, which write to the disk below it; with --work /dev/shm there is none, and
+with --direct the loop device passes all requests on to it. Memory is the maximum resident set, which counts code as
+well; 'announced' is what `blkpatch info` says beforehand. 'CPU' is what blkpatch takes itself; 'machine' is what all
+processors do meanwhile, the kernel's threads that serve the loop device included: no order of the work can be faster
+than that, divided by their number. The result of every run is compared with the new image.
 """
 
 import argparse
@@ -100,12 +100,13 @@ def main():
     parser.add_argument("--pairs", type=Path, required=True)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--direct", action="store_true")
+    parser.add_argument("--work", type=Path, help="where the loop device's file lies [default: beside the pairs]")
     parser.add_argument("names", nargs="*")
     args = parser.parse_args()
     names = args.names or sorted(path.stem for path in args.pairs.glob("*.old"))
     print("| pair | MiB written | barriers | dd, s | patch, s | ratio | CPU, s | machine, CPU s | memory, MiB | announced |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
-    with tempfile.TemporaryDirectory(dir=args.pairs) as where:
+    with tempfile.TemporaryDirectory(dir=args.work or args.pairs) as where:
         for name in names:
             measure(args.pairs, name, args, where)
 
