@@ -7,13 +7,12 @@
 
 use crate::delta::Delta;
 use crate::device::{Access, Device, MemoryDevice};
-use crate::diff::{check_output, real_output};
 use crate::digest::ImageId;
 use crate::error::Error;
 use crate::format::{Format, Kind};
 use crate::monitor::Monitor;
 use crate::opening::OldImage;
-use crate::outlet::{is_standard, output_name, unpack_folder};
+use crate::outlet::{check_output, is_standard, output_name, real_output, unpack_folder};
 use crate::output::{Output, folder_of};
 use crate::packed::file::Unpacking;
 use crate::patch::{DEFAULT_MEMORY_LIMIT, open_delta};

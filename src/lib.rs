@@ -9,7 +9,6 @@ pub mod deflate;
 pub mod delta;
 pub mod device;
 pub mod diff;
-mod diff_signature;
 pub mod digest;
 mod disk;
 pub mod error;

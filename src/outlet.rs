@@ -1,6 +1,5 @@
 //! Where an output goes: to a file, or, for `-`, to standard output. And what `-` is called.
 
-use crate::diff::{check_output, real_output};
 use crate::error::Error;
 use crate::output::{Output, folder_of};
 use std::fs::File;
@@ -104,4 +103,30 @@ fn send(mut file: &File) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
     std::io::copy(&mut file, &mut out)?;
     std::io::Write::flush(&mut out)
+}
+
+/// Where the output really goes: what a symbolic link names, so that the link is not replaced by a file.
+pub(crate) fn real_output(output: &Path) -> Result<PathBuf, Error> {
+    if !std::fs::symlink_metadata(output).is_ok_and(|meta| meta.is_symlink()) {
+        return Ok(output.to_owned());
+    }
+    let real = output.canonicalize().map_err(Error::io("follow the link", output))?;
+    if output.starts_with("/dev") || output.starts_with("/proc") {
+        return Err(Error::Unusable { path: output.to_owned(), why: "the output must be a file that can be replaced" });
+    }
+    Ok(real)
+}
+
+/// An output that is one of the inputs, a directory or a device would be destroyed or useless.
+pub(crate) fn check_output<'a>(output: &Path, mut inputs: impl Iterator<Item = &'a Path>) -> Result<(), Error> {
+    let Ok(meta) = std::fs::metadata(output) else { return Ok(()) };
+    let unusable = |why| Err(Error::Unusable { path: output.to_owned(), why });
+    if !meta.is_file() {
+        return unusable("the output must be a file, not a directory or a device");
+    }
+    let same = |input: &Path| matches!((input.canonicalize(), output.canonicalize()), (Ok(a), Ok(b)) if a == b);
+    if inputs.any(same) {
+        return unusable("the output would overwrite an input; give it another name");
+    }
+    Ok(())
 }

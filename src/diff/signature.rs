@@ -5,8 +5,8 @@
 //! holds the delta together is checked on the target, before its first write, as for any other delta: the sources of
 //! every batch, and the digest of all that is not touched.
 
+use super::DiffOptions;
 use crate::compare::{Comparison, View, identify};
-use crate::diff::DiffOptions;
 use crate::digest::is_zero;
 use crate::matcher::{Run, Source};
 use crate::parallel;
