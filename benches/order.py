@@ -36,6 +36,9 @@ def adversarial(count):
         yield f"shifted down by {name}", base, base[shift:] + fresh
     yield "every block from itself", base, b"".join(base[i + 100:i + BLOCK] + base[i:i + 100] for i in range(0, len(base), BLOCK))
     yield "pairs of blocks swapped", base, b"".join(base[(i ^ 1) * BLOCK:((i ^ 1) + 1) * BLOCK] for i in range(count & ~1))
+    # As a database that is compacted moves its pages: two tables that lay in turns lie one behind the other, not in whole blocks.
+    thirds = [base[i:i + 4000] for i in range(0, len(base), 4000)]
+    yield "pages unriffled", base, b"".join(thirds[0::2] + thirds[1::2])
     yield "grown from nothing", b"", base[:5_000_000]
     yield "cut to nothing", base[:5_000_001], b""
     yield "zeros to random", bytes(count * BLOCK // 4), base[:count * BLOCK // 4]

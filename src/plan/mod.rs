@@ -8,6 +8,7 @@
 mod batches;
 mod cuts;
 mod elsewhere;
+mod free;
 mod order;
 mod pieces;
 mod recipe;
@@ -82,7 +83,7 @@ pub fn plan(recipe: &Recipe, images: &Images<'_>, zeros: impl Fn(u64) -> Vec<Ext
         let (free, literal) = (base.cost == 0, base.literal);
         let bought = worth_buying(&base, &zeros).and_then(|count| {
             let mut recipe = recipe.clone();
-            recipe.make_free(Extent { start: 0, count }, images.new_len);
+            recipe.make_free(0, count, images.new_len);
             attempt(recipe, images, base.size, count, &zeros)
         });
         for base in bought.into_iter().chain([base]) {
@@ -206,7 +207,8 @@ fn worth_buying(base: &Attempt<'_>, zeros: &Zeros<impl Fn(u64) -> Vec<Extent>>) 
     buy.then_some(best)
 }
 
-/// Tries with more and more scratch until there is enough. `literal` blocks of the recipe are literals for that already.
+/// Tries with more and more scratch until there is enough, and then with fewer literals. `literal` blocks of the recipe are
+/// literals for that already.
 fn attempt<'a>(
     mut recipe: Recipe<'a>,
     images: &Images<'_>,
@@ -214,45 +216,98 @@ fn attempt<'a>(
     mut literal: u64,
     zeros: &Zeros<impl Fn(u64) -> Vec<Extent>>,
 ) -> Option<Attempt<'a>> {
-    let (mut scratch, mut wanted, mut trimmed) = (Vec::new(), 0u64, false);
+    let (mut scratch, mut wanted, mut last) = (Vec::new(), 0u64, None);
     let most = literal + MOST_LITERAL.max(blocks_of(&recipe, images.new_len) / 512);
     loop {
-        let pieces = pieces::cut(&recipe, &scratch, images.new_len, size);
-        match order::schedule(&pieces, &[], &Elsewhere::new(&recipe, images)) {
-            Ok(mut schedule) => {
-                // Where there is scratch enough, detours may cost barriers, and save little.
-                let direct = (literal == 0 && !schedule.detours.is_empty())
-                    .then(|| order::schedule(&pieces, &[], &Elsewhere::nowhere(&recipe, images)).ok())
-                    .flatten()
-                    .filter(|direct| cost(direct, &scratch, 0) < cost(&schedule, &scratch, 0));
-                let detours = direct.is_none();
-                schedule = direct.unwrap_or(schedule);
-                let used = order::used_scratch(&pieces, &schedule, &scratch);
-                if used != scratch && !trimmed {
-                    // Zero blocks that no save needed need not be written at all.
-                    (scratch, trimmed) = (used, true);
-                    continue;
-                }
-                let cost = cost(&schedule, &scratch, literal);
-                return Some(Attempt { recipe, size, pieces, schedule, detours, scratch, literal, cost });
+        let order::NeedScratch { blocks, near } = match order_with(&recipe, images, size, literal, scratch.clone()) {
+            Ok(attempt) => {
+                return Some(match last {
+                    Some(last) => with_fewer_literals(attempt, last, images),
+                    None => attempt,
+                });
             }
-            Err(order::NeedScratch { blocks, near }) => {
-                wanted = wanted.saturating_mul(2).max(blocks).max(4 * BATCH_BLOCKS);
-                let found = zeros.first(wanted);
-                if count_blocks(&found) > count_blocks(&scratch) {
-                    scratch = found;
-                } else {
-                    let count = literal.max(LITERAL_SCRATCH);
-                    recipe.make_free(Extent { start: near, count }, images.new_len);
-                    literal += count;
-                    if literal > most && size > 1 {
-                        return None;
-                    }
-                    size = size.min(LITERAL_SCRATCH / 2);
-                }
-            }
+            Err(need) => need,
+        };
+        wanted = wanted.saturating_mul(2).max(blocks).max(4 * BATCH_BLOCKS);
+        let found = zeros.first(wanted);
+        if count_blocks(&found) > count_blocks(&scratch) {
+            scratch = found;
+            continue;
+        }
+        let count = literal.max(LITERAL_SCRATCH);
+        let before = recipe.clone();
+        recipe.make_free(near, count, images.new_len);
+        last = Some(Bought { before, near, count });
+        literal += count;
+        if literal > most && size > 1 {
+            return None;
+        }
+        size = size.min(LITERAL_SCRATCH / 2);
+    }
+}
+
+/// Blocks that were turned into literals at last, and then there was enough scratch.
+struct Bought<'a> {
+    before: Recipe<'a>,
+    near: u64,
+    count: u64,
+}
+
+/// Halves the step in which literals were added at last, as long as that costs less.
+fn with_fewer_literals<'a>(mut best: Attempt<'a>, bought: Bought<'a>, images: &Images<'_>) -> Attempt<'a> {
+    let Bought { before, near, count } = bought;
+    let (mut enough, mut too_few) = (count, 0);
+    while enough - too_few > LITERAL_SCRATCH.max(enough / 8) {
+        let count = too_few + (enough - too_few) / 2;
+        let mut recipe = before.clone();
+        recipe.make_free(near, count, images.new_len);
+        let literal = best.literal - (enough - count);
+        match order_with(&recipe, images, best.size, literal, best.scratch.clone()) {
+            Ok(attempt) if attempt.cost < best.cost => (best, enough) = (attempt, count),
+            // Less scratch takes more barriers.
+            Ok(_) => break,
+            Err(_) => too_few = count,
         }
     }
+    best
+}
+
+/// Orders a recipe of which `literal` blocks are literals for want of scratch.
+fn order_with<'a>(
+    recipe: &Recipe<'a>,
+    images: &Images<'_>,
+    size: u64,
+    literal: u64,
+    scratch: Vec<Extent>,
+) -> Result<Attempt<'a>, order::NeedScratch> {
+    let all = order_using(recipe, images, size, literal, scratch)?;
+    let used = order::used_scratch(&all.pieces, &all.schedule, &all.scratch);
+    if used == all.scratch {
+        return Ok(all);
+    }
+    // Zero blocks that no save needed need not be written at all.
+    Ok(order_using(recipe, images, size, literal, used).unwrap_or(all))
+}
+
+/// The same, with just this scratch.
+fn order_using<'a>(
+    recipe: &Recipe<'a>,
+    images: &Images<'_>,
+    size: u64,
+    literal: u64,
+    scratch: Vec<Extent>,
+) -> Result<Attempt<'a>, order::NeedScratch> {
+    let pieces = pieces::cut(recipe, &scratch, images.new_len, size);
+    let mut schedule = order::schedule(&pieces, &[], &Elsewhere::new(recipe, images))?;
+    // Where there is scratch enough, detours may cost barriers, and save little.
+    let direct = (literal == 0 && !schedule.detours.is_empty())
+        .then(|| order::schedule(&pieces, &[], &Elsewhere::nowhere(recipe, images)).ok())
+        .flatten()
+        .filter(|direct| cost(direct, &scratch, 0) < cost(&schedule, &scratch, 0));
+    let detours = direct.is_none();
+    schedule = direct.unwrap_or(schedule);
+    let (recipe, cost) = (recipe.clone(), cost(&schedule, &scratch, literal));
+    Ok(Attempt { recipe, size, pieces, schedule, detours, scratch, literal, cost })
 }
 
 fn cost(schedule: &Schedule, scratch: &[Extent], literal: u64) -> u64 {

@@ -123,6 +123,12 @@ impl<'a> Recipe<'a> {
         run.source == Source::Deflate && reads()
     }
 
+    /// The old blocks that a run of deflated data is made of, or some more.
+    #[must_use]
+    pub fn reads_deflated(&self, run: &Run) -> Vec<Extent> {
+        sources_of(run, &self.deflated)
+    }
+
     /// What extents (ascending, merged) are made from, or some more than that.
     #[must_use]
     pub fn reads(&self, extents: &[Extent], new_len: u64) -> Reads {
@@ -308,31 +314,6 @@ impl<'a> Recipe<'a> {
             }
             parts.push(run.part(at - run.dst, end - at));
         });
-    }
-
-    /// Makes the changed blocks among these free for scratch: literals themselves, and read by nobody.
-    pub fn make_free(&mut self, near: Extent, new_len: u64) {
-        let mut left = near.count;
-        let mut free = Vec::new();
-        let segments = self.segments(new_len);
-        let first = segments.partition_point(|(e, _)| e.end() <= near.start);
-        // Only whole blocks can be scratch; wrap around where the tail has too few.
-        for (extent, _) in segments[first..].iter().chain(&segments[..first]) {
-            let start = extent.start.max(if free.is_empty() { near.start.min(extent.end() - 1) } else { 0 });
-            let count = (extent.end().min(super::whole_blocks(new_len)).saturating_sub(start)).min(left);
-            if count > 0 {
-                free.push(Extent { start, count });
-                left -= count;
-            }
-            if left == 0 {
-                break;
-            }
-        }
-        // The block that asked may be the short last one, which cannot be scratch but need not be saved either, then.
-        free.push(Extent { start: near.start, count: 1 });
-        merge_extents(&mut free);
-        self.avoid_sources(&free);
-        self.make_literal(&free);
     }
 
     /// New blocks that are made, in part, from their own old content.
