@@ -103,6 +103,7 @@ impl Recipe<'_> {
         merge_extents(&mut free);
         self.avoid_sources(&free);
         self.make_literal(&free);
+        self.note_freed();
     }
 }
 
@@ -161,5 +162,18 @@ mod tests {
                 .iter()
                 .any(|(start, count)| free.iter().any(|b| (*start..start + count).contains(b)))
         );
+    }
+
+    #[test]
+    fn what_was_made_free_is_a_piece_of_its_own() {
+        let mut recipe = recipe(1, &[]);
+        let alone = |recipe: &Recipe<'_>| {
+            let pieces = super::super::pieces::cut(recipe, &[], LEN, 16);
+            pieces.list.iter().any(|piece| piece.extents == [Extent { start: 6, count: 2 }] && piece.reads.is_empty())
+        };
+        // Block 6 is made of block 7, and so becomes literal as well.
+        assert!(!alone(&recipe));
+        recipe.make_free(7, 1, LEN);
+        assert!(alone(&recipe));
     }
 }

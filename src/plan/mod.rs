@@ -52,6 +52,8 @@ const LITERAL_BLOCKS: u64 = 400;
 const MOST_PIECES: u64 = 1 << 18;
 /// Blocks turned into literals where the target has no free block for scratch (delta grows by up to twice that).
 const LITERAL_SCRATCH: u64 = 64;
+/// To within so many it is found out how few are enough.
+const LITERAL_STEP: u64 = 16;
 
 /// An order and what it costs.
 #[derive(Clone, Debug, Default)]
@@ -78,15 +80,17 @@ pub fn plan(recipe: &Recipe, images: &Images<'_>, zeros: impl Fn(u64) -> Vec<Ext
         if smallest < u64::MAX && blocks / size > MOST_PIECES {
             break;
         }
-        let Some(base) = attempt(recipe.clone(), images, size, 0, &zeros) else { continue };
+        let Some((plenty, fewer)) = attempt(recipe.clone(), images, size, 0, &zeros) else { continue };
+        let base = fewer.as_ref().unwrap_or(&plenty);
         smallest = base.size;
         let (free, literal) = (base.cost == 0, base.literal);
-        let bought = worth_buying(&base, &zeros).and_then(|count| {
+        let bought = worth_buying(base, &zeros).and_then(|count| {
             let mut recipe = recipe.clone();
             recipe.make_free(0, count, images.new_len);
-            attempt(recipe, images, base.size, count, &zeros)
+            attempt(recipe, images, base.size, count, &zeros).map(|(plenty, fewer)| fewer.unwrap_or(plenty))
         });
-        for base in bought.into_iter().chain([base]) {
+        // With more scratch, chains can be cut in more places.
+        for base in bought.into_iter().chain(fewer).chain([plenty]) {
             let used = count_blocks(&base.scratch);
             let more = |wanted| count_blocks(&zeros.first(used + wanted)).saturating_sub(used);
             let cuts = cuts::worth_trying(&base.pieces, &base.schedule, more).into_iter();
@@ -208,23 +212,21 @@ fn worth_buying(base: &Attempt<'_>, zeros: &Zeros<impl Fn(u64) -> Vec<Extent>>) 
 }
 
 /// Tries with more and more scratch until there is enough, and then with fewer literals. `literal` blocks of the recipe are
-/// literals for that already.
+/// literals for that already. What was found first, and what costs less, if there is such.
 fn attempt<'a>(
     mut recipe: Recipe<'a>,
     images: &Images<'_>,
     mut size: u64,
     mut literal: u64,
     zeros: &Zeros<impl Fn(u64) -> Vec<Extent>>,
-) -> Option<Attempt<'a>> {
+) -> Option<(Attempt<'a>, Option<Attempt<'a>>)> {
     let (mut scratch, mut wanted, mut last) = (Vec::new(), 0u64, None);
     let most = literal + MOST_LITERAL.max(blocks_of(&recipe, images.new_len) / 512);
     loop {
         let order::NeedScratch { blocks, near } = match order_with(&recipe, images, size, literal, scratch.clone()) {
             Ok(attempt) => {
-                return Some(match last {
-                    Some(last) => with_fewer_literals(attempt, last, images),
-                    None => attempt,
-                });
+                let fewer = last.and_then(|last| with_fewer_literals(&attempt, last, images));
+                return Some((attempt, fewer));
             }
             Err(need) => need,
         };
@@ -254,19 +256,20 @@ struct Bought<'a> {
 }
 
 /// Halves the step in which literals were added at last, as long as that costs less.
-fn with_fewer_literals<'a>(mut best: Attempt<'a>, bought: Bought<'a>, images: &Images<'_>) -> Attempt<'a> {
+fn with_fewer_literals<'a>(first: &Attempt<'a>, bought: Bought<'a>, images: &Images<'_>) -> Option<Attempt<'a>> {
     let Bought { before, near, count } = bought;
-    let (mut enough, mut too_few) = (count, 0);
-    while enough - too_few > LITERAL_SCRATCH.max(enough / 8) {
-        let count = too_few + (enough - too_few) / 2;
+    let (mut best, mut enough, mut too_few) = (None, count, 0);
+    while enough - too_few > LITERAL_STEP.max(enough / 8) {
+        let tried = too_few + (enough - too_few) / 2;
         let mut recipe = before.clone();
-        recipe.make_free(near, count, images.new_len);
-        let literal = best.literal - (enough - count);
-        match order_with(&recipe, images, best.size, literal, best.scratch.clone()) {
-            Ok(attempt) if attempt.cost < best.cost => (best, enough) = (attempt, count),
+        recipe.make_free(near, tried, images.new_len);
+        let literal = first.literal - (count - tried);
+        let least = best.as_ref().map_or(first.cost, |best: &Attempt<'_>| best.cost);
+        match order_with(&recipe, images, first.size, literal, first.scratch.clone()) {
+            Ok(attempt) if attempt.cost < least => (best, enough) = (Some(attempt), tried),
             // Less scratch takes more barriers.
             Ok(_) => break,
-            Err(_) => too_few = count,
+            Err(_) => too_few = tried,
         }
     }
     best
