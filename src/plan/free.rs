@@ -103,7 +103,7 @@ impl Recipe<'_> {
         merge_extents(&mut free);
         self.avoid_sources(&free);
         self.make_literal(&free);
-        self.note_freed();
+        self.freed = true;
     }
 }
 

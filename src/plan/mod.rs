@@ -1,6 +1,6 @@
 //! From runs to batches: an order in which the target can be patched in place and a restart needs nothing but the delta.
 //!
-//! [`recipe`] holds the runs and turns stretches of them into literals; [`pieces`] cuts what is written into pieces and
+//! [`recipe`] holds the runs and turns stretches of them into literals, [`free`] chooses those for scratch; [`pieces`] cuts what is written into pieces and
 //! finds who reads what; [`order`] schedules the pieces, breaking cycles through scratch; [`cuts`] says where to cut long
 //! chains of them; [`batches`] groups the schedule by levels; [`repeats`] then finds blocks that an earlier batch makes as
 //! well. Pure: knows images only as bytes.
@@ -283,34 +283,26 @@ fn order_with<'a>(
     literal: u64,
     scratch: Vec<Extent>,
 ) -> Result<Attempt<'a>, order::NeedScratch> {
-    let all = order_using(recipe, images, size, literal, scratch)?;
+    let using = |scratch: Vec<Extent>| {
+        let pieces = pieces::cut(recipe, &scratch, images.new_len, size);
+        let mut schedule = order::schedule(&pieces, &[], &Elsewhere::new(recipe, images))?;
+        // Where there is scratch enough, detours may cost barriers, and save little.
+        let direct = (literal == 0 && !schedule.detours.is_empty())
+            .then(|| order::schedule(&pieces, &[], &Elsewhere::nowhere(recipe, images)).ok())
+            .flatten()
+            .filter(|direct| cost(direct, &scratch, 0) < cost(&schedule, &scratch, 0));
+        let detours = direct.is_none();
+        schedule = direct.unwrap_or(schedule);
+        let (recipe, cost) = (recipe.clone(), cost(&schedule, &scratch, literal));
+        Ok(Attempt { recipe, size, pieces, schedule, detours, scratch, literal, cost })
+    };
+    let all: Attempt<'a> = using(scratch)?;
     let used = order::used_scratch(&all.pieces, &all.schedule, &all.scratch);
     if used == all.scratch {
         return Ok(all);
     }
     // Zero blocks that no save needed need not be written at all.
-    Ok(order_using(recipe, images, size, literal, used).unwrap_or(all))
-}
-
-/// The same, with just this scratch.
-fn order_using<'a>(
-    recipe: &Recipe<'a>,
-    images: &Images<'_>,
-    size: u64,
-    literal: u64,
-    scratch: Vec<Extent>,
-) -> Result<Attempt<'a>, order::NeedScratch> {
-    let pieces = pieces::cut(recipe, &scratch, images.new_len, size);
-    let mut schedule = order::schedule(&pieces, &[], &Elsewhere::new(recipe, images))?;
-    // Where there is scratch enough, detours may cost barriers, and save little.
-    let direct = (literal == 0 && !schedule.detours.is_empty())
-        .then(|| order::schedule(&pieces, &[], &Elsewhere::nowhere(recipe, images)).ok())
-        .flatten()
-        .filter(|direct| cost(direct, &scratch, 0) < cost(&schedule, &scratch, 0));
-    let detours = direct.is_none();
-    schedule = direct.unwrap_or(schedule);
-    let (recipe, cost) = (recipe.clone(), cost(&schedule, &scratch, literal));
-    Ok(Attempt { recipe, size, pieces, schedule, detours, scratch, literal, cost })
+    Ok(using(used).unwrap_or_else(|_: order::NeedScratch| all))
 }
 
 fn cost(schedule: &Schedule, scratch: &[Extent], literal: u64) -> u64 {

@@ -114,7 +114,7 @@ const LEAF_BLOCKS: u64 = 4;
 /// Adds the data of a window: what reads nothing apart from the rest.
 fn push_window(recipe: &Recipe, list: &mut Vec<Piece>, extents: Vec<Extent>, new_len: u64) {
     // Blocks that were made free were made so to be scratch.
-    let least = if recipe.has_freed() { 1 } else { LEAF_BLOCKS };
+    let least = if recipe.freed { 1 } else { LEAF_BLOCKS };
     let (mut reading, mut leaves) = (Vec::new(), Vec::new());
     for extent in extents {
         let mut at = extent.start;

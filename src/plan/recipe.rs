@@ -20,8 +20,8 @@ pub struct Recipe<'a> {
     recode: Option<&'a dyn Recode>,
     /// What the deflated data in each block read, by block: asked for often, and slow to find.
     deflated: Arc<Deflated>,
-    /// Whether blocks were made free for scratch.
-    freed: bool,
+    /// Whether blocks were made free for scratch: see [`Recipe::make_free`].
+    pub(super) freed: bool,
 }
 
 /// What some blocks are made from.
@@ -123,17 +123,6 @@ impl<'a> Recipe<'a> {
         let own = Extent { start: block, count: 1 };
         let reads = || sources_of(run, &self.deflated).iter().any(|read| read.intersect(&own).count > 0);
         run.source == Source::Deflate && reads()
-    }
-
-    /// Whether blocks were made free for scratch: see [`Recipe::make_free`].
-    #[must_use]
-    pub fn has_freed(&self) -> bool {
-        self.freed
-    }
-
-    /// Notes that.
-    pub(super) fn note_freed(&mut self) {
-        self.freed = true;
     }
 
     /// The old blocks that a run of deflated data is made of, or some more.
