@@ -302,7 +302,7 @@ fn order_with<'a>(
         return Ok(all);
     }
     // Zero blocks that no save needed need not be written at all.
-    Ok(using(used).unwrap_or_else(|_: order::NeedScratch| all))
+    Ok(using(used).unwrap_or(all))
 }
 
 fn cost(schedule: &Schedule, scratch: &[Extent], literal: u64) -> u64 {
