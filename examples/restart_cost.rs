@@ -69,7 +69,7 @@ fn by_address(opened: &Opened) -> Result<(Vec<Step>, Vec<Extent>), Box<dyn Error
         match batch.kind {
             BatchKind::Data => {
                 reader.read_batch(table.extents(batch), &mut some)?;
-                if some.iter().any(|step| step.kind.is_deflate() || step.kind.space() == Some(Space::New)) {
+                if some.iter().any(|step| step.kind.recodes() || step.kind.space() == Some(Space::New)) {
                     return Err(
                         "the delta has deflated data, or copies of new bytes: its steps depend on their order".into()
                     );

@@ -59,3 +59,4 @@ mod untouched;
 pub mod varint;
 pub mod verify;
 pub mod zero_groups;
+pub mod zstd_block;

@@ -1,10 +1,9 @@
 //! Makes the bytes of data batches from the columns of a delta, in order (spec, chapter 6).
 
-use crate::deflate::pack;
 use crate::delta::difference::DifferenceReader;
 use crate::delta::step::{NEW_TEXT, Step, StepKind};
 use crate::delta::stream::StreamReader;
-use crate::delta::text::OldTexts;
+use crate::delta::text::{OldTexts, pack_new};
 use crate::delta::{Delta, DeltaError};
 
 /// The columns that steps take their bytes from.
@@ -12,8 +11,10 @@ pub(crate) struct Maker {
     differences: DifferenceReader,
     literals: StreamReader,
     texts: OldTexts,
-    /// The new text of a deflate step.
+    /// A new text.
     text: Vec<u8>,
+    /// The blocks that it stands for.
+    packed: Vec<u8>,
 }
 
 impl Maker {
@@ -23,13 +24,13 @@ impl Maker {
     /// Where a decompressor cannot be set up.
     pub fn new(delta: &Delta) -> Result<Self, DeltaError> {
         let (differences, literals) = (delta.differences()?, delta.literals()?);
-        Ok(Self { differences, literals, texts: OldTexts::default(), text: Vec::new() })
+        Ok(Self { differences, literals, texts: OldTexts::default(), text: Vec::new(), packed: Vec::new() })
     }
 
     /// Makes the bytes of the next batch, which `steps` tile. `fetch` fills in the source of a step that reads.
     ///
     /// # Errors
-    /// Where the delta cannot be read any more, `fetch` fails, or deflated data are not what the delta says.
+    /// Where the delta cannot be read any more, `fetch` fails, or compressed data are not what the delta says.
     pub fn make(
         &mut self,
         steps: &[Step],
@@ -41,7 +42,7 @@ impl Maker {
         let (mut rest, mut steps) = (output, steps);
         while let Some((step, others)) = steps.split_first() {
             steps = others;
-            if step.kind == StepKind::Unpack {
+            if step.kind.unpacks() {
                 self.texts.unpack(step, |source| fetch(step, source))?;
                 continue;
             }
@@ -50,10 +51,10 @@ impl Maker {
             match step.kind {
                 StepKind::Zero => target.fill(0),
                 StepKind::Literal => self.literals.fill(target)?,
-                StepKind::Deflate => {
+                kind if kind.packs() => {
                     let (text, others) = steps.split_at(steps.iter().take_while(|step| step.kind.is_text()).count());
                     steps = others;
-                    self.deflate(step, text, target)?;
+                    self.pack(step, text, target)?;
                 }
                 _ => {
                     fetch(step, target)?;
@@ -66,8 +67,8 @@ impl Maker {
         Ok(())
     }
 
-    /// Makes a new text, and of it the deflated bytes.
-    fn deflate(&mut self, step: &Step, text: &[Step], target: &mut [u8]) -> Result<(), DeltaError> {
+    /// Makes a new text, and of it the compressed bytes.
+    fn pack(&mut self, step: &Step, text: &[Step], target: &mut [u8]) -> Result<(), DeltaError> {
         self.text.clear();
         self.text.reserve_exact(NEW_TEXT as usize);
         for part in text {
@@ -83,7 +84,7 @@ impl Maker {
             }
         }
         self.texts.close();
-        pack(&self.text, step.src as u32, target).map_err(|_| DeltaError::Malformed("a text that cannot be deflated"))
+        pack_new(step, &self.text, &mut self.packed, target)
     }
 
     /// Passes over the columns of a batch that need not be made.

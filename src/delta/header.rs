@@ -17,8 +17,10 @@ pub const DIGEST_LEN: usize = 32;
 pub const MAX_HEADER_LEN: u32 = 1 << 20;
 /// Incompatible feature: steps may unpack and make deflated data.
 pub const DEFLATE: u64 = 1;
+/// Incompatible feature: steps may unpack and make zstd's blocks.
+pub const ZSTD: u64 = 1 << 1;
 /// Incompatible features that this version knows.
-pub const KNOWN_INCOMPATIBLE: u64 = DEFLATE;
+pub const KNOWN_INCOMPATIBLE: u64 = DEFLATE | ZSTD;
 /// The `route` field of a section that belongs to no route.
 pub const NO_ROUTE: u16 = 0xFFFF;
 /// Section flag: a reader that does not know the kind must refuse the delta.
@@ -155,6 +157,8 @@ pub struct Limits {
 pub struct Header {
     /// Whether steps may unpack and make deflated data.
     pub deflate: bool,
+    /// Whether steps may unpack and make zstd's blocks.
+    pub zstd: bool,
     /// Feature bits that a reader may ignore.
     pub compatible: u64,
     /// Length and digests of the new image.
@@ -199,7 +203,8 @@ impl Header {
         out.extend((self.encoded_len() as u32).to_le_bytes());
         out.extend(VERSION.to_le_bytes());
         out.extend((self.sections.len() as u16).to_le_bytes());
-        out.extend(if self.deflate { DEFLATE } else { 0 }.to_le_bytes());
+        let bit = |set: bool, bit: u64| if set { bit } else { 0 };
+        out.extend((bit(self.deflate, DEFLATE) | bit(self.zstd, ZSTD)).to_le_bytes());
         out.extend(self.compatible.to_le_bytes());
         out.extend(self.new.len.to_le_bytes());
         out.extend(self.new.crc.to_le_bytes());
@@ -264,7 +269,8 @@ impl Header {
             offset += section.stored_len;
             sections.push(section);
         }
-        Ok(Self { deflate: features & DEFLATE != 0, compatible, new, limits, sections })
+        let (deflate, zstd) = (features & DEFLATE != 0, features & ZSTD != 0);
+        Ok(Self { deflate, zstd, compatible, new, limits, sections })
     }
 
     /// Bytes of the whole delta file.

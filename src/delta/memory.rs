@@ -6,9 +6,10 @@ use super::header::{Codec, Header, Kind};
 use super::pack::PACK_MEMORY;
 use super::route::Route;
 use super::scratch::{ScratchPieces, most_live, saved_extents};
-use super::step::{BATCH_TEXT, NEW_TEXT, OLD_TEXT, UNPACK_MOST};
+use super::step::{BATCH_TEXT, NEW_TEXT, OLD_TEXT, PACKED_MOST, UNPACK_MOST};
 use crate::blockset::{BlockSet, PAGE_BLOCKS};
 use crate::units::{BLOCK, Extent, PART};
+use crate::zstd_block::{BEYOND, CONTENT_MOST, SEQUENCE_LEAST};
 use std::collections::BTreeSet;
 
 /// Blocks in a part.
@@ -21,6 +22,9 @@ const BASE: u64 = (6 << 20) + 3 * (256 << 10);
 /// What deflated data takes: an old and a new text, the bytes that they are made of and become, and codes; and where what
 /// is unpacked lies, as each block may lie elsewhere.
 const TEXTS: u64 = (OLD_TEXT + NEW_TEXT + UNPACK_MOST) + 4 * NEW_TEXT + BATCH_TEXT / BLOCK * 160;
+
+/// What zstd's blocks take besides: the literals and sequences of a text, as large as they can be, and their blocks.
+const BLOCKS: u64 = CONTENT_MOST as u64 + NEW_TEXT / SEQUENCE_LEAST as u64 * 12 + PACKED_MOST + BEYOND as u64 + (64 << 10);
 
 /// What an order takes because of where the blocks lie that it writes, and because of what it saves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -183,7 +187,8 @@ fn writing(header: &Header) -> u64 {
     let limits = &header.limits;
     // What four batches write (one is made, one waits, two are written); what three read (one is made).
     let batches = u64::from(limits.batch_bytes) * 4 + u64::from(limits.source_bytes) * 3;
-    batches + if header.deflate { TEXTS } else { 0 }
+    let texts = if header.deflate || header.zstd { TEXTS } else { 0 };
+    batches + texts + if header.zstd { BLOCKS } else { 0 }
 }
 
 #[cfg(test)]

@@ -96,8 +96,9 @@ impl Delta {
     /// Where a decompressor cannot be set up.
     pub fn steps(&self) -> Result<StepReader, DeltaError> {
         let batch_steps = self.header.limits.batch_steps;
-        let deflate = self.header.deflate;
-        let bounds = StepBounds { old_len: self.old_bound(), new_len: self.header.new.len, batch_steps, deflate };
+        let Header { deflate, zstd, .. } = self.header;
+        let (old_len, new_len) = (self.old_bound(), self.header.new.len);
+        let bounds = StepBounds { old_len, new_len, batch_steps, deflate, zstd };
         StepReader::open(&self.streams, bounds)
     }
 

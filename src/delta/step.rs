@@ -33,11 +33,15 @@ pub enum StepKind {
     TextCopy = 9,
     /// Bytes of the old text, differences added.
     TextAdd = 10,
+    /// Makes nothing itself: the text of zstd's blocks of the old image, for the next [`StepKind::PackZstd`].
+    UnpackZstd = 11,
+    /// Bytes of the zstd blocks that a new text stands for, which the steps of the three kinds above make, right behind this one.
+    PackZstd = 12,
 }
 
 impl StepKind {
     /// All kinds, by number.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::Literal,
         Self::Copy,
         Self::Add,
@@ -49,6 +53,8 @@ impl StepKind {
         Self::TextLiteral,
         Self::TextCopy,
         Self::TextAdd,
+        Self::UnpackZstd,
+        Self::PackZstd,
     ];
 
     /// As the spec calls it.
@@ -66,6 +72,8 @@ impl StepKind {
             Self::TextLiteral => "text-literal",
             Self::TextCopy => "text-copy",
             Self::TextAdd => "text-add",
+            Self::UnpackZstd => "unpack-zstd",
+            Self::PackZstd => "pack-zstd",
         }
     }
 
@@ -73,9 +81,9 @@ impl StepKind {
     #[must_use]
     pub fn space(self) -> Option<Space> {
         match self {
-            Self::Literal | Self::Zero | Self::Deflate | Self::TextLiteral | Self::TextCopy | Self::TextAdd => None,
-            Self::Copy | Self::Add | Self::Unpack => Some(Space::Old),
+            Self::Copy | Self::Add | Self::Unpack | Self::UnpackZstd => Some(Space::Old),
             Self::CopyNew | Self::AddNew => Some(Space::New),
+            _ => None,
         }
     }
 
@@ -97,9 +105,27 @@ impl StepKind {
         matches!(self, Self::TextLiteral | Self::TextCopy | Self::TextAdd)
     }
 
-    /// Whether it has to do with deflated data: only in deltas whose header says so.
+    /// Whether it adds to the old text.
     #[must_use]
-    pub fn is_deflate(self) -> bool {
+    pub fn unpacks(self) -> bool {
+        matches!(self, Self::Unpack | Self::UnpackZstd)
+    }
+
+    /// Whether it makes compressed bytes of a new text.
+    #[must_use]
+    pub fn packs(self) -> bool {
+        matches!(self, Self::Deflate | Self::PackZstd)
+    }
+
+    /// Whether it makes bytes of the image: then only do `dst` and `len` say where, and how many.
+    #[must_use]
+    pub fn makes(self) -> bool {
+        !self.unpacks() && !self.is_text()
+    }
+
+    /// Whether it has to do with compressed data: only in deltas whose header says so.
+    #[must_use]
+    pub fn recodes(self) -> bool {
         self as u8 >= Self::Unpack as u8
     }
 }
@@ -113,8 +139,8 @@ pub enum Space {
     New,
 }
 
-/// One step: `len` bytes of the new image from `dst`. What is different with the kinds of deflated data is said at
-/// [`Step::unpack`], [`Step::deflate`] and [`Step::text`].
+/// One step: `len` bytes of the new image from `dst`. What is different with the kinds of compressed data is said at
+/// [`Step::unpack`], [`Step::unpack_zstd`], [`Step::deflate`], [`Step::pack_zstd`] and [`Step::text`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step {
     /// What it does.
@@ -138,6 +164,8 @@ pub const UNPACK_MOST: u64 = 256 << 10;
 pub const BATCH_TEXT: u64 = 16 << 20;
 /// Most bits of a new text's first item that do not belong to the step: those of a header, and some to spare.
 pub const SKIP_MOST: u64 = 1 << 16;
+/// Most bytes of the zstd blocks that a new text stands for.
+pub const PACKED_MOST: u64 = 256 << 10;
 
 /// Where an unpack step begins, in its first byte and in a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,11 +203,23 @@ impl Step {
         Self { kind: StepKind::Deflate, dst, len, src: skip.into() }
     }
 
+    /// Unpacks `text_len` bytes of text from zstd's blocks, `len` bytes at `src`. They stand in `dst` as in [`Step::unpack`].
+    #[must_use]
+    pub fn unpack_zstd(src: u64, len: u64, text_len: u64) -> Self {
+        Self { kind: StepKind::UnpackZstd, dst: text_len << 4, len, src }
+    }
+
+    /// Makes `len` bytes at `dst`: those of the zstd blocks of a new text, without the first `skip`, which stand in `src`.
+    #[must_use]
+    pub fn pack_zstd(dst: u64, len: u64, skip: u64) -> Self {
+        Self { kind: StepKind::PackZstd, dst, len, src: skip }
+    }
+
     /// What counts for [`BATCH_TEXT`]: the bytes unpacked and their text, or the bytes made of a new text.
     #[must_use]
     pub fn text_bytes(&self) -> u64 {
         match self.kind {
-            StepKind::Unpack => self.len + self.unpacked().1,
+            kind if kind.unpacks() => self.len + self.unpacked().1,
             kind if kind.is_text() => self.len,
             _ => 0,
         }
@@ -233,6 +273,19 @@ pub struct StepBounds {
     pub batch_steps: u32,
     /// Whether there may be steps of deflated data.
     pub deflate: bool,
+    /// Whether there may be steps of zstd's blocks.
+    pub zstd: bool,
+}
+
+impl StepBounds {
+    /// Whether there may be steps of this kind.
+    fn allow(&self, kind: StepKind) -> bool {
+        match kind {
+            StepKind::Unpack | StepKind::Deflate => self.deflate,
+            StepKind::UnpackZstd | StepKind::PackZstd => self.zstd,
+            kind => !kind.is_text() || self.deflate || self.zstd,
+        }
+    }
 }
 
 /// The old text of a batch while its steps are read.
@@ -287,12 +340,10 @@ impl StepReader {
             while dst < bytes.end {
                 let step = self.step(dst, bytes.end - dst, &mut old_text)?;
                 self.push(step, steps)?;
-                match step.kind {
-                    StepKind::Unpack => continue,
-                    StepKind::Deflate => self.text_steps(&old_text, steps)?,
-                    _ => {}
+                if step.kind.packs() {
+                    self.text_steps(&old_text, steps)?;
                 }
-                dst += step.len;
+                dst += if step.kind.unpacks() { 0 } else { step.len };
             }
         }
         Ok(())
@@ -318,12 +369,14 @@ impl StepReader {
         let mut number = [0u8];
         self.kinds.fill(&mut number)?;
         let kind = StepKind::ALL.get(usize::from(number[0])).copied();
-        let (deflate, range) = match (self.bounds.deflate, text) {
-            (_, true) => (true, "8 to 10 in a text"),
-            (true, false) => (true, "0 to 7"),
-            (false, false) => (false, "0 to 5"),
+        let range = match (text, self.bounds.deflate, self.bounds.zstd) {
+            (true, _, _) => "8 to 10 in a text",
+            (false, true, true) => "0 to 7, 11 or 12",
+            (false, true, false) => "0 to 7",
+            (false, false, true) => "0 to 5, 11 or 12",
+            (false, false, false) => "0 to 5",
         };
-        let fits = |kind: &StepKind| kind.is_text() == text && (deflate || !kind.is_deflate());
+        let fits = |kind: &StepKind| kind.is_text() == text && self.bounds.allow(*kind);
         kind.filter(fits).ok_or_else(|| DeltaError::field("step kind", number[0].into(), range))
     }
 
@@ -345,17 +398,13 @@ impl StepReader {
 
     fn step(&mut self, dst: u64, room: u64, old_text: &mut OldText) -> Result<Step, DeltaError> {
         let kind = self.kind(false)?;
-        if kind == StepKind::Unpack {
-            return self.unpack_step(dst, old_text);
+        if kind.unpacks() {
+            return self.unpack_step(kind, dst, old_text);
         }
         let len = self.length(room)?;
-        if kind == StepKind::Deflate {
+        if kind.packs() {
             old_text.open = false;
-            let skip = self.lengths.varint()?;
-            if skip >= SKIP_MOST {
-                return Err(DeltaError::field("bits to skip", skip, format!("below {SKIP_MOST}")));
-            }
-            return Ok(Step::deflate(dst, len, skip as u32));
+            return self.pack_step(kind, dst, len);
         }
         let Some(space) = kind.space() else { return Ok(Step { kind, dst, len, src: 0 }) };
         let src = self.source(space, dst, len)?;
@@ -372,23 +421,42 @@ impl StepReader {
         })
     }
 
-    fn unpack_step(&mut self, dst: u64, old_text: &mut OldText) -> Result<Step, DeltaError> {
+    fn pack_step(&mut self, kind: StepKind, dst: u64, len: u64) -> Result<Step, DeltaError> {
+        let skip = self.lengths.varint()?;
+        if kind == StepKind::Deflate {
+            return match u32::try_from(skip) {
+                Ok(bits) if skip < SKIP_MOST => Ok(Step::deflate(dst, len, bits)),
+                _ => Err(DeltaError::field("bits to skip", skip, format!("below {SKIP_MOST}"))),
+            };
+        }
+        if skip.checked_add(len).is_none_or(|end| end > PACKED_MOST) {
+            let most = PACKED_MOST.saturating_sub(len);
+            return Err(DeltaError::field("bytes to skip", skip, format!("at most {most}, and {len} bytes follow")));
+        }
+        Ok(Step::pack_zstd(dst, len, skip))
+    }
+
+    fn unpack_step(&mut self, kind: StepKind, dst: u64, old_text: &mut OldText) -> Result<Step, DeltaError> {
         let len = self.number("bytes to unpack", UNPACK_MOST)?;
-        let number = self.lengths.varint()?;
+        let zstd = kind == StepKind::UnpackZstd;
+        let number = if zstd { 0 } else { self.lengths.varint()? };
         if number > 15 || number & 1 == 1 && !old_text.begun {
             return Err(DeltaError::field("start of unpacking", number, "below 16, and even in a batch's first"));
         }
         if !std::mem::replace(&mut old_text.open, true) {
             old_text.len = 0;
         }
-        old_text.begun = true;
+        old_text.begun |= !zstd;
         let text_len = self.number("bytes of text", OLD_TEXT - old_text.len)?;
         old_text.len += text_len;
         let src = self.source(Space::Old, dst, len)?;
+        if zstd {
+            return Ok(Step::unpack_zstd(src, len, text_len));
+        }
         Ok(Step::unpack(src, len, Start { bit: (number >> 1) as u8, inside: number & 1 == 1 }, text_len))
     }
 
-    /// The steps that make the text of a deflate step.
+    /// The steps that make a new text.
     fn text_steps(&mut self, old_text: &OldText, steps: &mut Vec<Step>) -> Result<(), DeltaError> {
         let end = self.number("bytes of new text", NEW_TEXT)?;
         let (mut dst, mut displacement) = (0, 0i64);

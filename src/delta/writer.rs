@@ -101,6 +101,8 @@ pub struct DeltaWriter<'a> {
     new_texts: Option<&'a (dyn NewTexts + Sync)>,
     /// Whether any step has to do with deflated data.
     deflate: bool,
+    /// The same of zstd's blocks.
+    zstd: bool,
     threads: usize,
     /// As of [`Compression`].
     job: u32,
@@ -141,6 +143,7 @@ impl<'a> DeltaWriter<'a> {
             old_texts: OldTexts::default(),
             new_texts: None,
             deflate: false,
+            zstd: false,
             threads: threads as usize,
             job,
             columns: Kind::COLUMNS.into_iter().map(column).collect(),
@@ -236,8 +239,8 @@ impl<'a> DeltaWriter<'a> {
         let (image, mut steps) = (self.new, batch.steps.as_slice());
         while let Some((step, others)) = steps.split_first() {
             steps = others;
-            if step.kind == StepKind::Unpack {
-                let makes = others.iter().find(|step| step.kind != StepKind::Unpack);
+            if step.kind.unpacks() {
+                let makes = others.iter().find(|step| !step.kind.unpacks());
                 self.add_unpack(step, makes.map_or(0, |step| step.dst))?;
                 continue;
             }
@@ -245,10 +248,10 @@ impl<'a> DeltaWriter<'a> {
                 Some(rest) => rest.split_off(..step.len as usize).unwrap_or_default(),
                 None => slice(image, &(step.dst..step.dst + step.len)),
             };
-            if step.kind == StepKind::Deflate {
+            if step.kind.packs() {
                 let (text, others) = others.split_at(others.iter().take_while(|step| step.kind.is_text()).count());
                 steps = others;
-                self.add_deflate(step, text, &batch.extents, made)?;
+                self.add_packed(step, text, &batch.extents, made)?;
             } else {
                 self.add_step(step, &batch.extents, made)?;
             }
@@ -351,10 +354,10 @@ impl<'a> DeltaWriter<'a> {
             regions: identity.regions.clone(),
         };
         let footprint = Footprint::of_order(&self.table, route.longer(identity.new.len), |_| Ok(()))?;
-        let (limits, label, deflate) = (self.limits, self.label.take(), self.deflate);
+        let (limits, label, deflate, zstd) = (self.limits, self.label.take(), self.deflate, self.zstd);
         let mut parts = self.parts(&route, level)?;
         parts.extend(label.map(|label| (Kind::Label, stored(label.as_str().into()))));
-        let header = Header { deflate, compatible: 0, new: identity.new, limits, sections: Vec::new() };
+        let header = Header { deflate, zstd, compatible: 0, new: identity.new, limits, sections: Vec::new() };
         let header = assemble(header, &route, footprint, parts, out)?;
         Ok((header, route))
     }

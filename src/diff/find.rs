@@ -6,7 +6,7 @@ use crate::delta::writer::NewBatch;
 use crate::matcher;
 use crate::monitor::Monitor;
 use crate::plan::{self, Images, Recipe, copy_repeats, volatile_blocks};
-use crate::recode::{Recoding, recode};
+use crate::recode::{Recodings, recode};
 use crate::units::{BLOCK, Extent, merge_extents};
 use std::ops::Range;
 use std::path::Path;
@@ -14,7 +14,7 @@ use std::path::Path;
 /// Batches, and what the deflated data in them are made of.
 pub(super) struct Found<'a> {
     pub batches: Vec<NewBatch>,
-    pub recoding: Option<Recoding<'a>>,
+    pub recoding: Option<Recodings<'a>>,
 }
 
 /// Matches and plans.
@@ -34,7 +34,7 @@ pub(super) fn find_batches<'a>(
     let old_data: Vec<Range<u64>> = bridged(&comparison.old_data).map(|e| e.bytes(old.len())).collect();
     let done = |bytes| monitor.advance(bytes);
     let mut runs = matcher::find_runs_telling(old.bytes, &old_data, new.bytes, &changed, &matching, &done);
-    monitor.phase("matching deflated data", 0);
+    monitor.phase("matching compressed data", 0);
     let recoded = recode(old, new, &runs, &matching, spool_dir)?;
     let recoding = recoded.map(|(recoding, recoded)| {
         runs = recoded;

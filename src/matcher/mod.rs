@@ -40,7 +40,7 @@ pub enum Source {
         /// First source byte, in the old image.
         src: u64,
     },
-    /// Deflated data, made of a changed text. The matcher does not find these: see `recode`.
+    /// Compressed data (deflated, or zstd's blocks), made of a changed text. The matcher does not find these: see `recode`.
     Deflate,
 }
 
@@ -65,6 +65,12 @@ impl Run {
             other => other,
         };
         Self { dst: self.dst + skip, len, source }
+    }
+
+    /// Whether the next run goes on where this one ends, in what it makes and in what it reads.
+    #[must_use]
+    pub fn goes_on(&self, next: &Self) -> bool {
+        *next == self.part(self.len, next.len)
     }
 }
 

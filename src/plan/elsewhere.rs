@@ -102,7 +102,7 @@ pub fn join(detours: &mut Vec<Detour>) {
 pub fn divert(steps: Vec<Step>, detours: &[Detour]) -> Vec<Step> {
     let mut diverted = Vec::with_capacity(steps.len());
     for step in steps {
-        if step.kind.is_deflate() {
+        if step.kind.recodes() {
             diverted.push(step);
             continue;
         }

@@ -7,10 +7,16 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Knows the steps of deflated data.
+/// Knows the steps of compressed data.
 pub trait Recode: Sync {
     /// Appends the steps that make these bytes, which lie in a run of [`Source::Deflate`].
     fn steps(&self, bytes: Range<u64>, steps: &mut Vec<Step>);
+
+    /// What these bytes, a run of [`Source::Deflate`], are made of: ascending, disjoint, perhaps with more at both ends. The
+    /// steps of any stretch of a part read no more than those of all of it, nor are they more or larger.
+    fn parts(&self, bytes: Range<u64>) -> Vec<Range<u64>> {
+        in_blocks(bytes).collect()
+    }
 }
 
 /// Runs that tile the changed blocks of the new image, ascending.
@@ -18,7 +24,7 @@ pub trait Recode: Sync {
 pub struct Recipe<'a> {
     runs: Vec<Run>,
     recode: Option<&'a dyn Recode>,
-    /// What the deflated data in each block read, by block: asked for often, and slow to find.
+    /// What each part of the compressed data reads: asked for often, and slow to find.
     deflated: Arc<Deflated>,
     /// Whether blocks were made free for scratch: see [`Recipe::make_free`].
     pub(super) freed: bool,
@@ -48,25 +54,29 @@ fn reads(run: &Run) -> bool {
     source_of(run).is_some() || run.source == Source::Deflate
 }
 
-/// What the deflated data in each block read, by block.
-type Deflated = BTreeMap<u64, Reads>;
+/// What each part of the compressed data reads: by its first byte, with the byte behind its last one.
+type Deflated = BTreeMap<u64, (u64, Reads)>;
+
+/// The parts that have some of these bytes, the last one first.
+fn parts_of<'a>(bytes: &Range<u64>, deflated: &'a Deflated) -> impl Iterator<Item = (Range<u64>, &'a Reads)> {
+    let start = bytes.start;
+    let before = deflated.range(..bytes.end).rev().map(|(from, (to, reads))| (*from..*to, reads));
+    before.take_while(move |(part, _)| part.end > start)
+}
 
 /// The old blocks that a run reads, or some more: what its deflated data read block by block.
 fn sources_of(run: &Run, deflated: &Deflated) -> Vec<Extent> {
     if run.source != Source::Deflate {
         return source_of(run).map(|range| blocks_touched(&range)).into_iter().collect();
     }
-    let blocks = blocks_touched(&(run.dst..run.dst + run.len));
-    deflated.range(blocks.start..blocks.end()).flat_map(|(_, reads)| reads.blocks.iter().copied()).collect()
+    parts_of(&(run.dst..run.dst + run.len), deflated).flat_map(|(_, reads)| reads.blocks.iter().copied()).collect()
 }
 
-/// A run cut at the ends of blocks.
-fn in_blocks(run: &Run) -> impl Iterator<Item = Run> + '_ {
-    let blocks = blocks_touched(&(run.dst..run.dst + run.len));
-    (blocks.start..blocks.end()).map(|block| {
-        let (start, end) = ((block * BLOCK).max(run.dst), ((block + 1) * BLOCK).min(run.dst + run.len));
-        run.part(start - run.dst, end - start)
-    })
+/// Bytes cut at the ends of blocks.
+pub fn in_blocks(bytes: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+    let blocks = blocks_touched(&bytes);
+    let part = move |block: u64| (block * BLOCK).max(bytes.start)..((block + 1) * BLOCK).min(bytes.end);
+    (blocks.start..blocks.end()).map(part)
 }
 
 /// The parts of a run of deflated data, of which those blocks become literals that read from `old_blocks`.
@@ -80,7 +90,8 @@ fn avoid_in_deflate(run: &Run, old_blocks: &[Extent], deflated: &Deflated, parts
     if avoids(run) {
         return parts.push(*run);
     }
-    for part in in_blocks(run) {
+    for part in in_blocks(run.dst..run.dst + run.len) {
+        let part = run.part(part.start - run.dst, part.end - part.start);
         let part = if avoids(&part) { part } else { Run { source: Source::Literal, ..part } };
         match parts.last_mut() {
             Some(last) if last.source == part.source && last.dst + last.len == part.dst => last.len += part.len,
@@ -102,15 +113,14 @@ impl<'a> Recipe<'a> {
         let mut deflated = Deflated::new();
         let mut steps = Vec::new();
         for run in self.runs.iter().filter(|run| run.source == Source::Deflate) {
-            for part in in_blocks(run) {
+            for part in recode.parts(run.dst..run.dst + run.len) {
                 steps.clear();
-                recode.steps(part.dst..part.dst + part.len, &mut steps);
-                let reads = deflated.entry(part.dst / BLOCK).or_default();
-                reads.steps += steps.len();
-                reads.text_bytes += steps.iter().map(Step::text_bytes).sum::<u64>();
+                recode.steps(part.clone(), &mut steps);
+                let text_bytes = steps.iter().map(Step::text_bytes).sum::<u64>();
                 let reading = steps.iter().filter(|step| step.kind.space().is_some());
-                reads.blocks.extend(reading.map(|step| blocks_touched(&(step.src..step.src + step.len))));
-                merge_extents(&mut reads.blocks);
+                let mut blocks = reading.map(|step| blocks_touched(&(step.src..step.src + step.len))).collect();
+                merge_extents(&mut blocks);
+                deflated.insert(part.start, (part.end, Reads { blocks, steps: steps.len(), text_bytes }));
             }
         }
         (self.recode, self.deflated) = (Some(recode), Arc::new(deflated));
@@ -137,14 +147,13 @@ impl<'a> Recipe<'a> {
         let mut reads = Reads::default();
         for run in extents.iter().flat_map(|extent| self.clip(extent.bytes(new_len))) {
             reads.blocks.extend(sources_of(&run, &self.deflated));
-            let blocks = blocks_touched(&(run.dst..run.dst + run.len));
             if run.source != Source::Deflate {
                 reads.steps += 1;
                 continue;
             }
-            for (_, block) in self.deflated.range(blocks.start..blocks.end()) {
-                reads.steps += block.steps;
-                reads.text_bytes += block.text_bytes;
+            for (_, part) in parts_of(&(run.dst..run.dst + run.len), &self.deflated) {
+                reads.steps += part.steps;
+                reads.text_bytes += part.text_bytes;
             }
         }
         merge_extents(&mut reads.blocks);
@@ -324,12 +333,12 @@ impl<'a> Recipe<'a> {
         let mut found = Vec::new();
         for run in &self.runs {
             if run.source == Source::Deflate {
-                let blocks = blocks_touched(&(run.dst..run.dst + run.len));
-                let reads_itself = |(block, reads): (&u64, &Reads)| {
-                    let own = Extent { start: *block, count: 1 };
-                    reads.blocks.iter().any(|read| read.intersect(&own).count > 0).then_some(*block)
-                };
-                found.extend(self.deflated.range(blocks.start..blocks.end()).filter_map(reads_itself));
+                let bytes = run.dst..run.dst + run.len;
+                for (part, reads) in parts_of(&bytes, &self.deflated) {
+                    let own = blocks_touched(&(part.start.max(bytes.start)..part.end.min(bytes.end)));
+                    let itself = reads.blocks.iter().map(|read| read.intersect(&own));
+                    found.extend(itself.flat_map(|both| both.start..both.end()));
+                }
             }
             let Some(source) = source_of(run) else { continue };
             if run.dst.abs_diff(source.start) >= 2 * BLOCK {

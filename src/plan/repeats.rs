@@ -76,7 +76,7 @@ fn whole_block(image: &[u8], block: u64) -> Option<&[u8]> {
 fn prices(batch: &NewBatch, old: &[u8], new: &[u8]) -> Vec<(u64, Option<u32>)> {
     let mut prices: Vec<(u64, Option<u32>)> =
         batch.extents.iter().flat_map(|extent| extent.start..extent.end()).map(|block| (block, Some(0))).collect();
-    for step in batch.steps.iter().filter(|step| makes(step)) {
+    for step in batch.steps.iter().filter(|step| step.kind.makes()) {
         let end = step.dst + step.len;
         let blocks = blocks_touched(&(step.dst..end));
         let from = prices.partition_point(|(block, _)| *block < blocks.start);
@@ -88,16 +88,11 @@ fn prices(batch: &NewBatch, old: &[u8], new: &[u8]) -> Vec<(u64, Option<u32>)> {
     prices
 }
 
-/// Whether a step makes bytes of the image.
-fn makes(step: &Step) -> bool {
-    step.kind != StepKind::Unpack && !step.kind.is_text()
-}
-
 /// The bytes of `part` that a step has to be told; `None` where they are deflated data.
 fn price_of(step: &Step, part: &Range<u64>, old: &[u8], new: &[u8]) -> Option<u32> {
     match step.kind {
         StepKind::Literal => Some((part.end - part.start) as u32),
-        StepKind::Deflate => None,
+        kind if kind.packs() => None,
         kind if kind.adds() => {
             let from = if kind.space() == Some(Space::New) { new } else { old };
             let src = step.src + (part.start - step.dst);
@@ -142,7 +137,7 @@ fn split(batch: &NewBatch, repeats: &[Repeat]) -> Option<[NewBatch; 2]> {
 fn with_copies(steps: &[Step], repeats: &[Repeat]) -> Vec<Step> {
     let mut out: Vec<Step> = Vec::with_capacity(steps.len() + repeats.len());
     for step in steps {
-        if !makes(step) {
+        if !step.kind.makes() {
             out.push(*step);
             continue;
         }

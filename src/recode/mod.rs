@@ -5,20 +5,26 @@
 //! worth it is decided here.
 
 mod find;
+mod frames;
 mod midst;
 mod steps;
 mod stream;
 #[cfg(test)]
 mod tests;
 mod texts;
+mod zstd;
 
 use crate::compare::View;
+use crate::delta::step::Step;
+use crate::delta::writer::NewTexts;
 use crate::matcher::{self, Run, Source};
+use crate::plan::Recode;
 use crate::units::merge_ranges;
 use std::io;
 use std::ops::Range;
 use std::path::Path;
 use texts::{Limits, Search, Texts};
+use zstd::{ZstdRecoding, recode_zstd};
 
 /// Literals of fewer bytes, in all, are not looked at.
 const WORTH: u64 = 2 << 10;
@@ -37,12 +43,77 @@ const OLD_PER_NEW: u64 = 64;
 const OLD_ANYWAY: u64 = 256 << 20;
 
 /// How the deflated data of a new image are made from those of an old one.
-pub(crate) struct Recoding<'a> {
+struct Recoding<'a> {
     new: &'a [u8],
     old_texts: Texts,
     new_texts: Texts,
     /// What makes the new texts of the old: ascending, not everywhere.
     runs: Vec<Run>,
+}
+
+/// How the compressed data of a new image are made from those of an old one.
+pub(crate) struct Recodings<'a> {
+    deflate: Option<Recoding<'a>>,
+    zstd: Option<ZstdRecoding>,
+}
+
+/// Looks at what `runs` have as literals for compressed data that can be made from those of the old image. Returns how, and
+/// the runs with [`Source::Deflate`] where that is shorter; `None` where it is nowhere. Texts are kept in files without
+/// names in `folder`.
+///
+/// # Errors
+/// The system's, from writing these files.
+pub(crate) fn recode<'a>(
+    old: View<'_>,
+    new: View<'a>,
+    runs: &[Run],
+    options: &matcher::Options,
+    folder: &Path,
+) -> io::Result<Option<(Recodings<'a>, Vec<Run>)>> {
+    let (deflate, runs) = match recode_deflate(old, new, runs, options, folder)? {
+        Some((recoding, runs)) => (Some(recoding), runs),
+        None => (None, runs.to_vec()),
+    };
+    let (zstd, runs) = match recode_zstd(old, new, &runs, options, folder)? {
+        Some((recoding, runs)) => (Some(recoding), runs),
+        None => (None, runs),
+    };
+    let any = deflate.is_some() || zstd.is_some();
+    Ok(any.then_some((Recodings { deflate, zstd }, runs)))
+}
+
+impl Recodings<'_> {
+    /// Who recodes these bytes.
+    fn zstd(&self, bytes: &Range<u64>) -> Option<&ZstdRecoding> {
+        self.zstd.as_ref().filter(|recoding| recoding.has(bytes))
+    }
+}
+
+impl Recode for Recodings<'_> {
+    fn steps(&self, bytes: Range<u64>, steps: &mut Vec<Step>) {
+        match (self.zstd(&bytes), &self.deflate) {
+            (Some(recoding), _) => recoding.steps(bytes, steps),
+            (None, Some(recoding)) => recoding.steps(bytes, steps),
+            (None, None) => {}
+        }
+    }
+
+    fn parts(&self, bytes: Range<u64>) -> Vec<Range<u64>> {
+        match (self.zstd(&bytes), &self.deflate) {
+            (Some(recoding), _) => recoding.parts(bytes),
+            (None, Some(recoding)) => recoding.parts(bytes),
+            (None, None) => Vec::new(),
+        }
+    }
+}
+
+impl NewTexts for Recodings<'_> {
+    fn text(&self, bytes: Range<u64>) -> Option<(Vec<u8>, u32)> {
+        match self.zstd(&bytes) {
+            Some(recoding) => recoding.text(bytes),
+            None => self.deflate.as_ref()?.text(bytes),
+        }
+    }
 }
 
 /// Looks at what `runs` have as literals for deflated data that can be made from those of the old image. Returns how, and
@@ -51,7 +122,7 @@ pub(crate) struct Recoding<'a> {
 ///
 /// # Errors
 /// The system's, from writing these files.
-pub(crate) fn recode<'a>(
+fn recode_deflate<'a>(
     old: View<'_>,
     new: View<'a>,
     runs: &[Run],

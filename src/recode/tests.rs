@@ -63,7 +63,7 @@ impl Images {
         let old = View { bytes: &self.old, data: &self.data[0] };
         let new = View { bytes: &self.new, data: &self.data[1] };
         let options = matcher::Options { memory: 1 << 26, threads: 2, ..matcher::Options::default() };
-        recode(old, new, &runs, &options, Path::new("/tmp")).unwrap().unwrap()
+        recode_deflate(old, new, &runs, &options, Path::new("/tmp")).unwrap().unwrap()
     }
 }
 

@@ -1,8 +1,8 @@
 //! Steps of deflated data.
 
 use super::{DeltaWriter, FLUSH, WriteError, slice};
-use crate::deflate::pack;
 use crate::delta::DeltaError;
+use crate::delta::text::pack_new;
 use crate::delta::header::Kind;
 use crate::delta::step::{Space, Step, StepKind};
 use crate::units::Extent;
@@ -11,15 +11,16 @@ use std::ops::Range;
 
 /// Knows the text of the new image's deflated data.
 pub trait NewTexts {
-    /// The text whose bits, without as many of the first as the second value says, are these bytes; `None` where they are
-    /// not deflated data.
+    /// The text whose bits (of deflated data) or bytes (of zstd's blocks), without as many of the first as the second value
+    /// says, are these bytes; `None` where they are neither.
     fn text(&self, bytes: Range<u64>) -> Option<(Vec<u8>, u32)>;
 }
 
 impl DeltaWriter<'_> {
     /// Adds an unpack step that stands where the new image's byte `at` is next.
     pub(super) fn add_unpack(&mut self, step: &Step, at: u64) -> Result<(), WriteError> {
-        self.deflate = true;
+        let zstd = step.kind == StepKind::UnpackZstd;
+        (self.deflate, self.zstd) = (self.deflate || !zstd, self.zstd || zstd);
         let (old, (start, text_len)) = (self.old, step.unpacked());
         self.old_texts.unpack(step, |source| {
             let there = slice(old, &(step.src..step.src + step.len));
@@ -28,7 +29,8 @@ impl DeltaWriter<'_> {
             Ok(())
         })?;
         self.column(Kind::StepKinds).push(step.kind as u8);
-        for number in [step.len, start.number(), text_len] {
+        let start = (!zstd).then(|| start.number());
+        for number in [Some(step.len), start, Some(text_len)].into_iter().flatten() {
             varint::put(self.column(Kind::StepLengths), number);
         }
         let coded = self.prediction.encode(Space::Old, at, step.src);
@@ -36,20 +38,21 @@ impl DeltaWriter<'_> {
         Ok(())
     }
 
-    /// Adds a deflate step, which makes `made`, and the steps of its text.
-    pub(super) fn add_deflate(
+    /// Adds a step that makes `made` of a new text, and the steps of that.
+    pub(super) fn add_packed(
         &mut self,
         step: &Step,
         parts: &[Step],
         extents: &[Extent],
         made: &[u8],
     ) -> Result<(), WriteError> {
-        self.deflate = true;
+        let zstd = step.kind == StepKind::PackZstd;
+        (self.deflate, self.zstd) = (self.deflate || !zstd, self.zstd || zstd);
         let wrong = || DeltaError::Malformed("a text that is not that of the new image's bytes");
         let texts = self.new_texts.and_then(|texts| texts.text(step.dst..step.dst + step.len));
         let is_right = |(text, skip): &(Vec<u8>, u32)| {
             let mut bytes = vec![0; made.len()];
-            u64::from(*skip) == step.src && pack(text, *skip, &mut bytes).is_ok() && bytes == made
+            u64::from(*skip) == step.src && pack_new(step, text, &mut Vec::new(), &mut bytes).is_ok() && bytes == made
         };
         let (text, skip) = texts.filter(is_right).ok_or_else(wrong)?;
         self.put_kind_and_length(step, extents);

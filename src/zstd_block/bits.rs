@@ -1,0 +1,117 @@
+//! Bits as zstd has them: least significant first; what is entropy-coded is read from its last bit to its first.
+
+/// Reads numbers from the end of a stream, whose last byte ends with a bit that is 1 and marks the end (RFC 8878, 4.1).
+#[derive(Clone, Copy, Debug)]
+pub(super) struct BackReader<'a> {
+    bytes: &'a [u8],
+    /// Bits that are left.
+    left: usize,
+}
+
+impl<'a> BackReader<'a> {
+    /// `None` where the mark is missing.
+    pub fn new(bytes: &'a [u8]) -> Option<Self> {
+        let last = *bytes.last()?;
+        let mark = last.checked_ilog2()?;
+        Some(Self { bytes, left: (bytes.len() - 1) * 8 + mark as usize })
+    }
+
+    /// The next bits, at most 56, without taking them; those that are missing are zeros.
+    #[inline]
+    pub fn peek(&self, bits: u32) -> u64 {
+        let bits = bits as usize;
+        if bits > self.left {
+            return self.window(0) % (1 << self.left) << (bits - self.left);
+        }
+        let from = self.left - bits;
+        self.window(from / 8) >> (from % 8) & ((1 << bits) - 1)
+    }
+
+    /// The eight bytes from one on; zeros behind the end.
+    #[inline]
+    fn window(&self, at: usize) -> u64 {
+        let rest = self.bytes.get(at..).unwrap_or_default();
+        u64::from_le_bytes(match rest.first_chunk::<8>() {
+            Some(whole) => *whole,
+            None => std::array::from_fn(|i| rest.get(i).copied().unwrap_or(0)),
+        })
+    }
+
+    /// Takes bits; `None` where there are not so many.
+    #[inline]
+    pub fn skip(&mut self, bits: u32) -> Option<()> {
+        self.left = self.left.checked_sub(bits as usize)?;
+        Some(())
+    }
+
+    /// The next bits, at most 56, as a number.
+    #[inline]
+    pub fn take(&mut self, bits: u32) -> Option<u64> {
+        let value = self.peek(bits);
+        self.skip(bits)?;
+        Some(value)
+    }
+
+    /// Bits that are left.
+    pub fn left(&self) -> usize {
+        self.left
+    }
+}
+
+/// Appends bits to bytes: what is appended last is read first.
+#[derive(Debug)]
+pub(super) struct BitWriter<'a> {
+    out: &'a mut Vec<u8>,
+    word: u64,
+    used: u32,
+}
+
+impl<'a> BitWriter<'a> {
+    pub fn new(out: &'a mut Vec<u8>) -> Self {
+        Self { out, word: 0, used: 0 }
+    }
+
+    /// Appends the lowest `bits`, at most 32, of `value`, whose other bits are zero.
+    #[inline]
+    pub fn put(&mut self, value: u64, bits: u32) {
+        self.word |= value << self.used;
+        self.used += bits;
+        if self.used >= 32 {
+            self.out.extend_from_slice(&(self.word as u32).to_le_bytes());
+            self.word >>= 32;
+            self.used -= 32;
+        }
+    }
+
+    /// Whole bytes that are written, and what stood before them.
+    pub fn len(&self) -> usize {
+        self.out.len()
+    }
+
+    /// Marks the end.
+    pub fn finish(mut self) {
+        self.put(1, 1);
+        let bytes = self.used.div_ceil(8) as usize;
+        self.out.extend_from_slice(&self.word.to_le_bytes()[..bytes]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_last_is_read_first() {
+        let numbers: Vec<(u64, u32)> = (0..500u64).map(|i| (i * 2_654_435_761 % (1 << (i % 32)), (i % 32) as u32)).collect();
+        let mut bytes = vec![9, 9];
+        let mut writer = BitWriter::new(&mut bytes);
+        numbers.iter().for_each(|(value, bits)| writer.put(*value, *bits));
+        writer.finish();
+        let mut reader = BackReader::new(&bytes[2..]).unwrap();
+        for (value, bits) in numbers.iter().rev() {
+            assert_eq!(reader.take(*bits), Some(*value));
+        }
+        assert_eq!((reader.left(), reader.peek(3), reader.take(1)), (0, 0, None));
+        assert!(BackReader::new(&[]).is_none() && BackReader::new(&[1, 0]).is_none());
+    }
+}

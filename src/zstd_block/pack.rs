@@ -1,0 +1,237 @@
+//! From a text to blocks.
+
+use super::bits::BitWriter;
+use super::fse::Table;
+use super::huffman::Code;
+use super::numbers::NUMBERS;
+use super::{
+    CODED, CODED_AS_BEFORE, COMPRESSED, CONTENT_MOST, Codes, HEADER, LAST, Malformed, RAW, REPEATED, SEQUENCE_LEAST,
+    format_of, plain_format_of, stream_len,
+};
+use crate::varint;
+use std::rc::Rc;
+
+/// Bytes that may be made, at the most, before it shows that there are too many: literals of 11 bits, and some more.
+pub const BEYOND: usize = CONTENT_MOST / 8 * 11 + (1 << 10);
+
+/// Appends the blocks that a text stands for, up to `most` bytes, to `out`.
+///
+/// # Errors
+/// [`Malformed`], or what takes more bytes; `out` may have up to [`BEYOND`] more then.
+pub fn pack(text: &[u8], most: usize, out: &mut Vec<u8>) -> Result<(), Malformed> {
+    let (mut codes, mut rest) = (Codes::default(), text);
+    let end = out.len().saturating_add(most);
+    while !rest.is_empty() {
+        pack_block(&mut rest, &mut codes, end, out).filter(|()| out.len() <= end).ok_or(Malformed)?;
+    }
+    Ok(())
+}
+
+/// What a block says.
+struct Parts<'a> {
+    /// The first bits of its literals, as they stand in a block.
+    head: u8,
+    /// Of the literals, if they are coded, and its description.
+    code: Option<(Rc<Code>, &'a [u8])>,
+    literals: Vec<u8>,
+    sequences: Vec<[u32; 3]>,
+    /// How the tables of sequences are given: as a byte of the block, and as bytes behind that.
+    kinds: u8,
+    tables: Option<[Rc<Table>; 3]>,
+    described: &'a [u8],
+    /// Which of the states of its symbols the last sequence has.
+    ranks: [u64; 3],
+}
+
+fn pack_block(rest: &mut &[u8], codes: &mut Codes, end: usize, out: &mut Vec<u8>) -> Option<()> {
+    let head = byte(rest)?;
+    let parts = Parts::of(head & !LAST, rest, codes)?;
+    let start = out.len();
+    out.resize(start + HEADER, 0);
+    parts.put_literals(out)?;
+    put_count(parts.sequences.len(), out)?;
+    if let Some(tables) = &parts.tables {
+        out.push(parts.kinds);
+        out.extend_from_slice(parts.described);
+        parts.put_sequences(tables, end, out)?;
+    }
+    let size = u32::try_from(out.len() - start - HEADER).ok().filter(|size| size >> 21 == 0)?;
+    let header = u32::from(head & LAST > 0) | COMPRESSED << 1 | size << 3;
+    out.get_mut(start..start + HEADER)?.copy_from_slice(&header.to_le_bytes()[..HEADER]);
+    Some(())
+}
+
+impl<'a> Parts<'a> {
+    fn of(head: u8, rest: &mut &'a [u8], codes: &mut Codes) -> Option<Self> {
+        let count = usize::try_from(number(rest)?).ok().filter(|count| *count <= CONTENT_MOST)?;
+        let code = match head & 3 {
+            RAW | REPEATED => None,
+            kind => {
+                let (code, used) = codes.literals(kind, rest)?;
+                Some((code, take(rest, used)?))
+            }
+        };
+        let literals = Vec::with_capacity(count);
+        let (sequences, described, ranks) = (Vec::new(), &[][..], [0; 3]);
+        let mut parts = Parts { head, code, literals, sequences, kinds: 0, tables: None, described, ranks };
+        let sequences = number(rest)?;
+        if sequences > 0 {
+            parts.read_sequences(sequences, count, rest, codes)?;
+        }
+        let left = count.checked_sub(parts.literals.len())?;
+        parts.literals.extend_from_slice(take(rest, left)?);
+        Some(parts)
+    }
+
+    fn read_sequences(&mut self, count: u64, literals: usize, rest: &mut &'a [u8], codes: &mut Codes) -> Option<()> {
+        self.kinds = byte(rest)?;
+        let (tables, used) = codes.tables(self.kinds, rest)?;
+        self.tables = Some(tables);
+        self.described = take(rest, used)?;
+        for rank in &mut self.ranks {
+            *rank = number(rest)?;
+        }
+        let count = usize::try_from(count).ok().filter(|count| *count <= rest.len() / SEQUENCE_LEAST)?;
+        self.sequences.reserve_exact(count);
+        for _ in 0..count {
+            let literal = u32::try_from(number(rest)?).ok()?;
+            self.literals.extend_from_slice(take(rest, literal as usize)?);
+            if self.literals.len() > literals {
+                return None;
+            }
+            let matched = u32::try_from(number(rest)?).ok()?.checked_add(3)?;
+            let offset = u32::try_from(number(rest)?).ok()?;
+            self.sequences.push([literal, offset, matched]);
+        }
+        Some(())
+    }
+
+    fn put_literals(&self, out: &mut Vec<u8>) -> Option<()> {
+        let count = self.literals.len() as u64;
+        match (&self.code, self.head & 3) {
+            (Some((code, described)), CODED | CODED_AS_BEFORE) => return self.put_coded(code, described, out),
+            (None, RAW | REPEATED) => {}
+            _ => return None,
+        }
+        let (bits, len) = plain_format_of(self.head);
+        let header = u64::from(self.head) | count << bits;
+        if u32::from(self.head) >> bits > 0 || header >> (8 * len) > 0 {
+            return None;
+        }
+        out.extend_from_slice(&header.to_le_bytes()[..len]);
+        let first = self.literals.first();
+        match self.head & 3 {
+            RAW => out.extend_from_slice(&self.literals),
+            _ if self.literals.iter().all(|literal| Some(literal) == first) => out.push(*first?),
+            _ => return None,
+        }
+        Some(())
+    }
+
+    fn put_coded(&self, code: &Code, described: &[u8], out: &mut Vec<u8>) -> Option<()> {
+        let (bits, len, streams) = format_of(self.head);
+        let start = out.len();
+        out.resize(start + len, 0);
+        out.extend_from_slice(described);
+        let mut rest = &self.literals[..];
+        if streams > 1 {
+            let each = stream_len(rest.len(), streams);
+            let jumps = out.len();
+            out.resize(jumps + 6, 0);
+            for jump in 0..3 {
+                let from = out.len();
+                code.write(take(&mut rest, each)?, out)?;
+                let size = u16::try_from(out.len() - from).ok()?;
+                out.get_mut(jumps + 2 * jump..jumps + 2 * jump + 2)?.copy_from_slice(&size.to_le_bytes());
+            }
+        }
+        code.write(rest, out)?;
+        let (count, size) = (self.literals.len() as u64, (out.len() - start - len) as u64);
+        if self.head > 15 || count >> bits > 0 || size >> bits > 0 {
+            return None;
+        }
+        let header = u64::from(self.head) | count << 4 | size << (4 + bits);
+        out.get_mut(start..start + len)?.copy_from_slice(&header.to_le_bytes()[..len]);
+        Some(())
+    }
+
+    /// Gives up where `out` has become longer than `end`.
+    fn put_sequences(&self, tables: &[Rc<Table>; 3], end: usize, out: &mut Vec<u8>) -> Option<()> {
+        let mut bits = BitWriter::new(out);
+        let mut states: Option<[u16; 3]> = None;
+        for sequence in self.sequences.iter().rev() {
+            if bits.len() > end {
+                return None;
+            }
+            let mut coded = [(0u8, 0u64, 0u32); 3];
+            for ((coded, number), kind) in coded.iter_mut().zip(sequence).zip(&NUMBERS) {
+                let code = kind.code(*number)?;
+                let (least, extra) = kind.codes[usize::from(code)];
+                *coded = (code, u64::from(number - least), extra.into());
+            }
+            let mut next = [0; 3];
+            for which in [1, 2, 0] {
+                next[which] = match states {
+                    None => tables[which].state(coded[which].0, self.ranks[which])?,
+                    Some(states) => {
+                        let (state, value, count) = tables[which].before(coded[which].0, states[which])?;
+                        bits.put(value, count);
+                        state
+                    }
+                };
+            }
+            for which in [0, 2, 1] {
+                bits.put(coded[which].1, coded[which].2);
+            }
+            states = Some(next);
+        }
+        for which in [2, 1, 0] {
+            bits.put(states?[which].into(), tables[which].log);
+        }
+        bits.finish();
+        Some(())
+    }
+}
+
+impl Code {
+    /// Writes symbols, from the last to the first.
+    fn write(&self, symbols: &[u8], out: &mut Vec<u8>) -> Option<()> {
+        let mut bits = BitWriter::new(out);
+        for symbol in symbols.iter().rev() {
+            let (code, len) = self.codes[usize::from(*symbol)];
+            if len == 0 {
+                return None;
+            }
+            bits.put(code.into(), len.into());
+        }
+        bits.finish();
+        Some(())
+    }
+}
+
+/// Writes the number of sequences, in its shortest form.
+fn put_count(count: usize, out: &mut Vec<u8>) -> Option<()> {
+    match count {
+        0..128 => out.push(count as u8),
+        128..0x7f00 => out.extend([(count >> 8) as u8 + 128, count as u8]),
+        _ => {
+            out.push(255);
+            out.extend_from_slice(&u16::try_from(count - 0x7f00).ok()?.to_le_bytes());
+        }
+    }
+    Some(())
+}
+
+fn byte(rest: &mut &[u8]) -> Option<u8> {
+    rest.split_off_first().copied()
+}
+
+fn take<'a>(rest: &mut &'a [u8], count: usize) -> Option<&'a [u8]> {
+    rest.split_off(..count)
+}
+
+fn number(rest: &mut &[u8]) -> Option<u64> {
+    let (value, len) = varint::get_from(rest).ok().flatten()?;
+    take(rest, len)?;
+    Some(value)
+}

@@ -1,0 +1,186 @@
+//! From a block to its text.
+
+use super::bits::BackReader;
+use super::fse::Cell;
+use super::numbers::NUMBERS;
+use super::{
+    CODED, CODED_AS_BEFORE, COMPRESSED, CONTENT_MOST, Codes, HEADER, LAST, Malformed, RAW, REPEATED, format_of,
+    plain_format_of, stream_len,
+};
+use crate::varint;
+
+/// Appends the text of compressed blocks that follow each other to `text`. The first needs no codes of others.
+///
+/// # Errors
+/// [`Malformed`], or what takes more than `most` bytes of text; `text` may have more bytes then.
+pub fn unpack(blocks: &[u8], most: usize, text: &mut Vec<u8>) -> Result<(), Malformed> {
+    let (mut unpacker, mut rest) = (Unpacker::default(), blocks);
+    let end = text.len().saturating_add(most);
+    while !rest.is_empty() {
+        let used = unpacker.next(rest, end.saturating_sub(text.len()), text)?;
+        rest = rest.get(used..).ok_or(Malformed)?;
+    }
+    Ok(())
+}
+
+/// Unpacks block after block.
+#[derive(Clone, Debug, Default)]
+pub struct Unpacker {
+    codes: Codes,
+}
+
+impl Unpacker {
+    /// Appends the text of the block whose header these bytes begin with, and returns how many it has.
+    ///
+    /// # Errors
+    /// As [`unpack`]; the unpacker is of no use then.
+    pub fn next(&mut self, bytes: &[u8], most: usize, text: &mut Vec<u8>) -> Result<usize, Malformed> {
+        let header = number(bytes.get(..HEADER).ok_or(Malformed)?) as u32;
+        let len = (header >> 3) as usize;
+        let block = bytes.get(HEADER..HEADER + len).filter(|_| header >> 1 & 3 == COMPRESSED).ok_or(Malformed)?;
+        let start = text.len();
+        self.block(block, most, text).ok_or(Malformed)?;
+        if header & 1 == 1 {
+            text[start] |= LAST;
+        }
+        Ok(HEADER + len)
+    }
+
+    fn block(&mut self, block: &[u8], most: usize, text: &mut Vec<u8>) -> Option<()> {
+        let most = text.len().checked_add(most)?;
+        let mut rest = block;
+        let literals = self.literals(&mut rest, text)?;
+        let count = sequence_count(&mut rest)?;
+        varint::put(text, count.into());
+        let mut literals = &literals[..];
+        if count > 0 {
+            self.sequences(rest, count, &mut literals, most, text)?;
+        } else if !rest.is_empty() {
+            return None;
+        }
+        text.extend_from_slice(literals);
+        (text.len() <= most).then_some(())
+    }
+
+    /// Takes the literals of a block.
+    fn literals(&mut self, rest: &mut &[u8], text: &mut Vec<u8>) -> Option<Vec<u8>> {
+        let head = *rest.first()?;
+        let kind = head & 3;
+        if kind == CODED || kind == CODED_AS_BEFORE {
+            return self.coded_literals(rest, text);
+        }
+        let (bits, len) = plain_format_of(head);
+        let count = (number(take(rest, len)?) >> bits) as usize;
+        if count > CONTENT_MOST {
+            return None;
+        }
+        text.push(head & ((1 << bits) - 1));
+        varint::put(text, count as u64);
+        match kind {
+            RAW => Some(take(rest, count)?.to_vec()),
+            REPEATED => Some(vec![*take(rest, 1)?.first()?; count]).filter(|literals| !literals.is_empty()),
+            _ => None,
+        }
+    }
+
+    fn coded_literals(&mut self, rest: &mut &[u8], text: &mut Vec<u8>) -> Option<Vec<u8>> {
+        let head = *rest.first()?;
+        let (bits, len, streams) = format_of(head);
+        let sizes = number(take(rest, len)?) >> 4;
+        let count = (sizes & ((1 << bits) - 1)) as usize;
+        let mut coded = take(rest, (sizes >> bits) as usize)?;
+        if count > CONTENT_MOST {
+            return None;
+        }
+        text.push(head & 15);
+        varint::put(text, count as u64);
+        let (code, used) = self.codes.literals(head & 3, coded)?;
+        text.extend_from_slice(take(&mut coded, used)?);
+        let mut literals = Vec::with_capacity(count);
+        if streams > 1 {
+            let each = stream_len(count, streams);
+            for jump in take(&mut coded, 6)?.chunks_exact(2) {
+                code.read(take(&mut coded, number(jump) as usize)?, each, &mut literals)?;
+            }
+        }
+        code.read(coded, count.checked_sub(literals.len())?, &mut literals)?;
+        Some(literals)
+    }
+
+    fn sequences(
+        &mut self,
+        mut rest: &[u8],
+        count: u32,
+        literals: &mut &[u8],
+        most: usize,
+        text: &mut Vec<u8>,
+    ) -> Option<()> {
+        let kinds = *take(&mut rest, 1)?.first()?;
+        text.push(kinds);
+        if kinds & 3 > 0 {
+            return None;
+        }
+        let (tables, used) = self.codes.tables(kinds, rest)?;
+        text.extend_from_slice(take(&mut rest, used)?);
+        let mut bits = BackReader::new(rest)?;
+        let mut states = [0u16; 3];
+        for (state, table) in states.iter_mut().zip(&tables) {
+            *state = bits.take(table.log)? as u16;
+        }
+        let ranks_at = text.len();
+        for left in (0..count).rev() {
+            let mut cells = [Cell::default(); 3];
+            for ((cell, state), table) in cells.iter_mut().zip(states).zip(&tables) {
+                *cell = *table.cells.get(usize::from(state))?;
+            }
+            let mut read = |which: usize| {
+                let (least, extra) = *NUMBERS[which].codes.get(usize::from(cells[which].symbol))?;
+                Some(least + bits.take(extra.into())? as u32)
+            };
+            let (offset, matched, literal) = (read(1)?, read(2)?, read(0)?);
+            varint::put(text, literal.into());
+            text.extend_from_slice(take(literals, literal as usize)?);
+            varint::put(text, (matched - 3).into());
+            varint::put(text, offset.into());
+            if text.len() > most {
+                return None;
+            }
+            if left > 0 {
+                for which in [0, 2, 1] {
+                    states[which] = cells[which].base + bits.take(cells[which].bits.into())? as u16;
+                }
+            }
+        }
+        if bits.left() > 0 {
+            return None;
+        }
+        let mut ranks = Vec::new();
+        for (table, state) in tables.iter().zip(states) {
+            varint::put(&mut ranks, table.rank(state)?.into());
+        }
+        text.splice(ranks_at..ranks_at, ranks);
+        Some(())
+    }
+}
+
+/// Takes the number of sequences.
+fn sequence_count(rest: &mut &[u8]) -> Option<u32> {
+    let head = *take(rest, 1)?.first()?;
+    Some(match head {
+        0..128 => head.into(),
+        128..255 => u32::from(head - 128) << 8 | u32::from(*take(rest, 1)?.first()?),
+        255 => number(take(rest, 2)?) as u32 + 0x7f00,
+    })
+}
+
+/// Takes the first bytes.
+fn take<'a>(rest: &mut &'a [u8], count: usize) -> Option<&'a [u8]> {
+    let (taken, others) = rest.split_at_checked(count)?;
+    *rest = others;
+    Some(taken)
+}
+
+/// Up to eight bytes as a number, the least significant first.
+fn number(bytes: &[u8]) -> u64 {
+    bytes.iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte))
+}
