@@ -14,6 +14,7 @@ use blkpatch::monitor::Silent;
 use blkpatch::patch::{Opened, PatchOptions, patch_device};
 use blkpatch::target::{Verify, survey};
 use blkpatch::varint;
+use blkpatch::zstd_block;
 use divan::Bencher;
 use divan::counter::BytesCount;
 use std::io::Write;
@@ -184,6 +185,42 @@ fn packing(bencher: Bencher) {
     let mut made = vec![0; bytes.len()];
     assert_eq!((pack(text, 0, &mut made), &made), (Ok(()), bytes));
     bencher.counter(BytesCount::new(bytes.len())).bench_local(|| pack(text, 0, &mut made));
+}
+
+/// zstd's blocks of 128 KiB each, and their text.
+static BLOCKS: LazyLock<(Vec<u8>, Vec<u8>)> = LazyLock::new(|| {
+    let program = std::fs::read(std::env::current_exe().expect("this program")).expect("its file");
+    let (mut blocks, mut text) = (Vec::new(), Vec::new());
+    for content in program[..4 * MIB].chunks(128 << 10) {
+        let frame = zstd::bulk::compress(content, 15).expect("in memory");
+        // A frame of one block has eight bytes in front of that at this size, and nothing behind.
+        if zstd_block::unpack(&frame[8..], usize::MAX, &mut text).is_ok() {
+            blocks.extend_from_slice(&frame[8..]);
+        }
+    }
+    (blocks, text)
+});
+
+/// zstd's blocks made a text.
+#[divan::bench]
+fn unpacking_zstd(bencher: Bencher) {
+    let mut text = Vec::with_capacity(BLOCKS.1.len());
+    bencher.counter(BytesCount::new(BLOCKS.0.len())).bench_local(|| {
+        text.clear();
+        zstd_block::unpack(&BLOCKS.0, usize::MAX, &mut text)
+    });
+}
+
+/// A text made zstd's blocks.
+#[divan::bench]
+fn packing_zstd(bencher: Bencher) {
+    let (blocks, text) = &*BLOCKS;
+    let mut made = Vec::with_capacity(blocks.len());
+    bencher.counter(BytesCount::new(blocks.len())).bench_local(|| {
+        made.clear();
+        zstd_block::pack(text, blocks.len(), &mut made)
+    });
+    assert_eq!(&made, blocks);
 }
 
 fn main() {

@@ -24,7 +24,8 @@ const BASE: u64 = (6 << 20) + 3 * (256 << 10);
 const TEXTS: u64 = (OLD_TEXT + NEW_TEXT + UNPACK_MOST) + 4 * NEW_TEXT + BATCH_TEXT / BLOCK * 160;
 
 /// What zstd's blocks take besides: the literals and sequences of a text, as large as they can be, and their blocks.
-const BLOCKS: u64 = CONTENT_MOST as u64 + NEW_TEXT / SEQUENCE_LEAST as u64 * 12 + PACKED_MOST + BEYOND as u64 + (64 << 10);
+const BLOCKS: u64 =
+    CONTENT_MOST as u64 + NEW_TEXT / SEQUENCE_LEAST as u64 * 12 + PACKED_MOST + BEYOND as u64 + (64 << 10);
 
 /// What an order takes because of where the blocks lie that it writes, and because of what it saves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

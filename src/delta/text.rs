@@ -76,8 +76,8 @@ impl OldTexts {
     }
 }
 
-/// More than the bytes of the longest item, a header.
-const ITEM_MOST: usize = 512;
+/// More than the bytes of the longest item, a header, and those that zstd's blocks may have beyond.
+const ITEM_MOST: usize = if zstd_block::TEXT_BEYOND > 512 { zstd_block::TEXT_BEYOND } else { 512 };
 
 /// Makes the bytes of a step of its new text; `packed` is memory for that.
 ///
@@ -85,7 +85,8 @@ const ITEM_MOST: usize = 512;
 /// Where it is not a text, or one of too few bytes.
 pub fn pack_new(step: &Step, text: &[u8], packed: &mut Vec<u8>, target: &mut [u8]) -> Result<(), DeltaError> {
     if step.kind == StepKind::Deflate {
-        return pack(text, step.src as u32, target).map_err(|_| DeltaError::Malformed("a text that cannot be deflated"));
+        return pack(text, step.src as u32, target)
+            .map_err(|_| DeltaError::Malformed("a text that cannot be deflated"));
     }
     packed.clear();
     packed.reserve_exact(PACKED_MOST as usize + zstd_block::BEYOND);

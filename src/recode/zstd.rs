@@ -68,7 +68,8 @@ pub(super) fn recode_zstd(
     let candidates: Vec<(usize, u64)> = (0..new_units.list.len())
         .filter_map(|i| {
             let bytes = &new_units.list[i].bytes;
-            let len = literal_bytes(runs, bytes).filter(|len| *len >= LEAST && bytes.end - bytes.start <= PACKED_MOST)?;
+            let len =
+                literal_bytes(runs, bytes).filter(|len| *len >= LEAST && bytes.end - bytes.start <= PACKED_MOST)?;
             Some((i, len))
         })
         .collect();
@@ -87,8 +88,7 @@ pub(super) fn recode_zstd(
     let old_bytes = old_units.text.bytes();
     let all = 0..old_bytes.len() as u64;
     let options = &matcher::Options { revise: false, ..*options };
-    let text_runs =
-        matcher::find_runs(old_bytes, std::slice::from_ref(&all), new_units.text.bytes(), &texts, options);
+    let text_runs = matcher::find_runs(old_bytes, std::slice::from_ref(&all), new_units.text.bytes(), &texts, options);
     let mut recoding = ZstdRecoding { old: old_units, new: new_units, chosen: Vec::new() };
     let choose = |(i, literal): (usize, u64)| {
         let unit = recoding.new.list.get(i)?;

@@ -102,7 +102,8 @@ mod tests {
 
     #[test]
     fn what_is_written_last_is_read_first() {
-        let numbers: Vec<(u64, u32)> = (0..500u64).map(|i| (i * 2_654_435_761 % (1 << (i % 32)), (i % 32) as u32)).collect();
+        let numbers: Vec<(u64, u32)> =
+            (0..500u64).map(|i| (i * 2_654_435_761 % (1 << (i % 32)), (i % 32) as u32)).collect();
         let mut bytes = vec![9, 9];
         let mut writer = BitWriter::new(&mut bytes);
         numbers.iter().for_each(|(value, bits)| writer.put(*value, *bits));

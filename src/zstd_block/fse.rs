@@ -1,7 +1,5 @@
 //! Finite state entropy (RFC 8878, 4.1.1): tables from their descriptions, and both ways through them.
 
-
-
 /// A state of a table: what it stands for, and the bits that make the next one.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Cell {

@@ -81,8 +81,20 @@ fn code(mut weights: Vec<u8>) -> Option<Code> {
 impl Code {
     /// Reads `count` symbols, which take all of the stream.
     pub fn read(&self, bytes: &[u8], count: usize, out: &mut Vec<u8>) -> Option<()> {
-        let mut bits = BackReader::new(bytes)?;
-        for _ in 0..count {
+        let (mut bits, mut left, mask) = (BackReader::new(bytes)?, count, (1 << self.bits) - 1);
+        // Five codes are in 55 bits: they are fetched together.
+        while left >= 5 && bits.left() >= 56 {
+            let (window, mut unread, mut symbols) = (bits.peek(55), 55, [0; 5]);
+            for place in &mut symbols {
+                let (symbol, len) = *self.table.get((window >> (unread - self.bits) & mask) as usize)?;
+                *place = symbol;
+                unread -= u32::from(len);
+            }
+            bits.skip(55 - unread)?;
+            out.extend_from_slice(&symbols);
+            left -= 5;
+        }
+        for _ in 0..left {
             let (symbol, len) = *self.table.get(bits.peek(self.bits) as usize)?;
             bits.skip(len.into())?;
             out.push(symbol);

@@ -20,10 +20,10 @@ mod unpack;
 use fse::Table;
 use huffman::Code;
 use numbers::NUMBERS;
-use std::rc::Rc;
+use std::sync::Arc;
 
 pub use pack::{BEYOND, pack};
-pub use unpack::{Unpacker, unpack};
+pub use unpack::{TEXT_BEYOND, Unpacker, unpack};
 
 /// Most bytes that a block stands for.
 pub const CONTENT_MOST: usize = 128 << 10;
@@ -55,36 +55,39 @@ const DESCRIBED: u8 = 2;
 /// The codes of the blocks before, which others may use again.
 #[derive(Clone, Debug, Default)]
 struct Codes {
-    literals: Option<Rc<Code>>,
-    tables: [Option<Rc<Table>>; 3],
+    literals: Option<Arc<Code>>,
+    tables: [Option<Arc<Table>>; 3],
 }
 
 impl Codes {
     /// The code of literals of this kind, which begins at the start of `rest`; and the bytes that describe it.
-    fn literals(&mut self, kind: u8, rest: &[u8]) -> Option<(Rc<Code>, usize)> {
+    fn literals(&mut self, kind: u8, rest: &[u8]) -> Option<(Arc<Code>, usize)> {
         if kind == CODED_AS_BEFORE {
-            return Some((Rc::clone(self.literals.as_ref()?), 0));
+            return Some((Arc::clone(self.literals.as_ref()?), 0));
         }
         let (code, len) = huffman::describe(rest)?;
-        Some((Rc::clone(self.literals.insert(Rc::new(code))), len))
+        Some((Arc::clone(self.literals.insert(Arc::new(code))), len))
     }
 
     /// The tables of literal lengths, offsets and match lengths, by their kinds; and the bytes that describe them.
-    fn tables(&mut self, kinds: u8, rest: &[u8]) -> Option<([Rc<Table>; 3], usize)> {
+    fn tables(&mut self, kinds: u8, rest: &[u8]) -> Option<([Arc<Table>; 3], usize)> {
         let mut used = 0;
         for ((which, number), place) in NUMBERS.iter().enumerate().zip(&mut self.tables) {
             let rest = rest.get(used..)?;
             let (table, len) = match kinds >> (6 - 2 * which) & 3 {
                 PREDEFINED => (number.predefined()?, 0),
-                ONE => (Table::of_one(*rest.first()?), 1),
-                DESCRIBED => fse::describe(rest, number.codes.len(), number.log)?,
+                ONE => (Arc::new(Table::of_one(*rest.first()?)), 1),
+                DESCRIBED => {
+                    let (table, len) = fse::describe(rest, number.codes.len(), number.log)?;
+                    (Arc::new(table), len)
+                }
                 _ => continue,
             };
-            *place = Some(Rc::new(table));
+            *place = Some(table);
             used += len;
         }
         let [Some(lengths), Some(offsets), Some(matches)] = &self.tables else { return None };
-        Some(([lengths, offsets, matches].map(Rc::clone), used))
+        Some(([lengths, offsets, matches].map(Arc::clone), used))
     }
 }
 

@@ -9,7 +9,7 @@ use super::{
     format_of, plain_format_of, stream_len,
 };
 use crate::varint;
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// Bytes that may be made, at the most, before it shows that there are too many: literals of 11 bits, and some more.
 pub const BEYOND: usize = CONTENT_MOST / 8 * 11 + (1 << 10);
@@ -32,12 +32,12 @@ struct Parts<'a> {
     /// The first bits of its literals, as they stand in a block.
     head: u8,
     /// Of the literals, if they are coded, and its description.
-    code: Option<(Rc<Code>, &'a [u8])>,
+    code: Option<(Arc<Code>, &'a [u8])>,
     literals: Vec<u8>,
     sequences: Vec<[u32; 3]>,
     /// How the tables of sequences are given: as a byte of the block, and as bytes behind that.
     kinds: u8,
-    tables: Option<[Rc<Table>; 3]>,
+    tables: Option<[Arc<Table>; 3]>,
     described: &'a [u8],
     /// Which of the states of its symbols the last sequence has.
     ranks: [u64; 3],
@@ -84,13 +84,10 @@ impl<'a> Parts<'a> {
     }
 
     fn read_sequences(&mut self, count: u64, literals: usize, rest: &mut &'a [u8], codes: &mut Codes) -> Option<()> {
-        self.kinds = byte(rest)?;
+        self.kinds = byte(rest).filter(|kinds| kinds & 3 == 0)?;
         let (tables, used) = codes.tables(self.kinds, rest)?;
         self.tables = Some(tables);
         self.described = take(rest, used)?;
-        for rank in &mut self.ranks {
-            *rank = number(rest)?;
-        }
         let count = usize::try_from(count).ok().filter(|count| *count <= rest.len() / SEQUENCE_LEAST)?;
         self.sequences.reserve_exact(count);
         for _ in 0..count {
@@ -102,6 +99,9 @@ impl<'a> Parts<'a> {
             let matched = u32::try_from(number(rest)?).ok()?.checked_add(3)?;
             let offset = u32::try_from(number(rest)?).ok()?;
             self.sequences.push([literal, offset, matched]);
+        }
+        for rank in &mut self.ranks {
+            *rank = number(rest)?;
         }
         Some(())
     }
@@ -156,7 +156,7 @@ impl<'a> Parts<'a> {
     }
 
     /// Gives up where `out` has become longer than `end`.
-    fn put_sequences(&self, tables: &[Rc<Table>; 3], end: usize, out: &mut Vec<u8>) -> Option<()> {
+    fn put_sequences(&self, tables: &[Arc<Table>; 3], end: usize, out: &mut Vec<u8>) -> Option<()> {
         let mut bits = BitWriter::new(out);
         let mut states: Option<[u16; 3]> = None;
         for sequence in self.sequences.iter().rev() {
@@ -165,9 +165,8 @@ impl<'a> Parts<'a> {
             }
             let mut coded = [(0u8, 0u64, 0u32); 3];
             for ((coded, number), kind) in coded.iter_mut().zip(sequence).zip(&NUMBERS) {
-                let code = kind.code(*number)?;
-                let (least, extra) = kind.codes[usize::from(code)];
-                *coded = (code, u64::from(number - least), extra.into());
+                let (code, above, extra) = kind.code(*number)?;
+                *coded = (code, above.into(), extra.into());
             }
             let mut next = [0; 3];
             for which in [1, 2, 0] {
@@ -230,7 +229,12 @@ fn take<'a>(rest: &mut &'a [u8], count: usize) -> Option<&'a [u8]> {
     rest.split_off(..count)
 }
 
+#[inline]
 fn number(rest: &mut &[u8]) -> Option<u64> {
+    if let [small @ 0..128, others @ ..] = *rest {
+        *rest = others;
+        return Some((*small).into());
+    }
     let (value, len) = varint::get_from(rest).ok().flatten()?;
     take(rest, len)?;
     Some(value)

@@ -9,10 +9,13 @@ use super::{
 };
 use crate::varint;
 
+/// Bytes that a text may have, at the most, before it shows that there are too many: descriptions of codes, and some numbers.
+pub const TEXT_BEYOND: usize = 512;
+
 /// Appends the text of compressed blocks that follow each other to `text`. The first needs no codes of others.
 ///
 /// # Errors
-/// [`Malformed`], or what takes more than `most` bytes of text; `text` may have more bytes then.
+/// [`Malformed`], or what takes more than `most` bytes of text; `text` may have up to [`TEXT_BEYOND`] more then.
 pub fn unpack(blocks: &[u8], most: usize, text: &mut Vec<u8>) -> Result<(), Malformed> {
     let (mut unpacker, mut rest) = (Unpacker::default(), blocks);
     let end = text.len().saturating_add(most);
@@ -33,7 +36,7 @@ impl Unpacker {
     /// Appends the text of the block whose header these bytes begin with, and returns how many it has.
     ///
     /// # Errors
-    /// As [`unpack`]; the unpacker is of no use then.
+    /// As [`unpack`]: the text may have up to [`TEXT_BEYOND`] bytes more then, and the unpacker is of no use.
     pub fn next(&mut self, bytes: &[u8], most: usize, text: &mut Vec<u8>) -> Result<usize, Malformed> {
         let header = number(bytes.get(..HEADER).ok_or(Malformed)?) as u32;
         let len = (header >> 3) as usize;
@@ -58,8 +61,7 @@ impl Unpacker {
         } else if !rest.is_empty() {
             return None;
         }
-        text.extend_from_slice(literals);
-        (text.len() <= most).then_some(())
+        put_literals(literals, most, text)
     }
 
     /// Takes the literals of a block.
@@ -127,7 +129,6 @@ impl Unpacker {
         for (state, table) in states.iter_mut().zip(&tables) {
             *state = bits.take(table.log)? as u16;
         }
-        let ranks_at = text.len();
         for left in (0..count).rev() {
             let mut cells = [Cell::default(); 3];
             for ((cell, state), table) in cells.iter_mut().zip(states).zip(&tables) {
@@ -139,12 +140,9 @@ impl Unpacker {
             };
             let (offset, matched, literal) = (read(1)?, read(2)?, read(0)?);
             varint::put(text, literal.into());
-            text.extend_from_slice(take(literals, literal as usize)?);
+            put_literals(take(literals, literal as usize)?, most, text)?;
             varint::put(text, (matched - 3).into());
             varint::put(text, offset.into());
-            if text.len() > most {
-                return None;
-            }
             if left > 0 {
                 for which in [0, 2, 1] {
                     states[which] = cells[which].base + bits.take(cells[which].bits.into())? as u16;
@@ -154,13 +152,21 @@ impl Unpacker {
         if bits.left() > 0 {
             return None;
         }
-        let mut ranks = Vec::new();
         for (table, state) in tables.iter().zip(states) {
-            varint::put(&mut ranks, table.rank(state)?.into());
+            varint::put(text, table.rank(state)?.into());
         }
-        text.splice(ranks_at..ranks_at, ranks);
         Some(())
     }
+}
+
+/// Appends literals, unless the text has more than `most` bytes then.
+#[inline]
+fn put_literals(literals: &[u8], most: usize, text: &mut Vec<u8>) -> Option<()> {
+    if text.len().checked_add(literals.len())? > most {
+        return None;
+    }
+    text.extend_from_slice(literals);
+    Some(())
 }
 
 /// Takes the number of sequences.

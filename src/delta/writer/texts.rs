@@ -2,9 +2,9 @@
 
 use super::{DeltaWriter, FLUSH, WriteError, slice};
 use crate::delta::DeltaError;
-use crate::delta::text::pack_new;
 use crate::delta::header::Kind;
 use crate::delta::step::{Space, Step, StepKind};
+use crate::delta::text::pack_new;
 use crate::units::Extent;
 use crate::varint;
 use std::ops::Range;
