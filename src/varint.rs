@@ -6,6 +6,7 @@ use std::io::{self, Read};
 pub const MAX_VARINT: usize = 10;
 
 /// Appends `value` as LEB128: seven bits a byte, least significant first, the top bit set on all but the last.
+#[inline]
 pub fn put(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push((value as u8) | 0x80);

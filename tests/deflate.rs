@@ -4,43 +4,15 @@
 mod common;
 
 use blkpatch::delta::step::StepKind;
-use blkpatch::device::MemoryDevice;
-use blkpatch::diff::{DiffOptions, diff};
-use blkpatch::info::{Info, info};
-use blkpatch::monitor::Silent;
-use blkpatch::patch::{PatchOptions, open_delta, patch_device};
+use blkpatch::info::Info;
+use common::recoded::{bytes_of, made, round_trip};
 use common::{BLOCK, Rng, Scene, assert_same, gzip, lines, random};
 use flate2::Compression;
 use proptest::prelude::*;
 use std::io::Write;
-use std::path::Path;
-use std::sync::atomic::AtomicBool;
-
-fn made(scene: &Scene, old: &[u8], new: &[u8], threads: usize) -> Info {
-    let (old, new, delta) = (scene.write("old", old), scene.write("new", new), scene.path("delta"));
-    let formats = (blkpatch::format::Format::Raw, blkpatch::format::Format::Raw);
-    let options = DiffOptions { threads, formats, ..DiffOptions::default() };
-    diff(&old, &new, &delta, &options, &Silent).unwrap_or_else(|e| panic!("diff fails: {e}"));
-    info(&delta, &Silent).unwrap_or_else(|e| panic!("the delta is refused: {e}"))
-}
-
-/// Diffs, patches in memory, compares.
-fn round_trip(old: &[u8], new: &[u8]) -> Info {
-    let scene = Scene::new();
-    let told = made(&scene, old, new, 2);
-    let opened = open_delta(&scene.path("delta"), 64 << 20).unwrap_or_else(|e| panic!("the delta is refused: {e}"));
-    let mut start = old.to_vec();
-    start.resize(old.len().max(new.len()).next_multiple_of(BLOCK), 0);
-    let device = MemoryDevice::new(start, false);
-    let (stop, options) = (AtomicBool::new(false), PatchOptions::default());
-    patch_device(&opened, Path::new("delta"), &device, &options, &stop, &Silent)
-        .unwrap_or_else(|e| panic!("patch: {e}"));
-    assert_same(&device.contents()[..new.len()], new, "the patched device");
-    told
-}
 
 fn deflates(told: &Info) -> u64 {
-    told.steps.iter().find(|step| step.kind == StepKind::Deflate.name()).map_or(0, |step| step.bytes)
+    bytes_of(told, StepKind::Deflate)
 }
 
 fn zlib(content: &[u8]) -> Vec<u8> {

@@ -22,7 +22,7 @@ fn good() -> Vec<u8> {
 }
 
 /// (file, what the message must say)
-const REFUSED: [(&str, &str); 28] = [
+const REFUSED: [(&str, &str); 32] = [
     ("bad-magic.delta", "not a blkpatch delta"),
     ("bad-text-mode.delta", "text-mode transfer"),
     ("bad-header-bit.delta", "the header does not match its digest"),
@@ -47,6 +47,10 @@ const REFUSED: [(&str, &str); 28] = [
     ("bad-text-length.delta", "bytes of new text"),
     ("bad-text-source.delta", "text source"),
     ("bad-unpack-start.delta", "start of unpacking"),
+    ("bad-zstd-bit.delta", "step kind"),
+    ("bad-zstd-skip.delta", "bytes to skip"),
+    ("bad-zstd-unpack.delta", "bytes to unpack"),
+    ("bad-zstd-text.delta", "bytes of text"),
     ("unsupported-version.delta", "newer blkpatch"),
     ("unsupported-feature.delta", "newer blkpatch"),
     ("unsupported-section.delta", "newer blkpatch"),
@@ -174,17 +178,34 @@ fn numbers(column: &[u8]) -> Vec<usize> {
     std::iter::once(0).chain(ends).collect()
 }
 
-/// How many step lengths stand before the first step of a kind: unpack and deflate have three, others one.
+/// How many step lengths stand before the first step of a kind: unpack, deflate and pack-zstd have three, unpack-zstd two,
+/// others one.
 fn lengths_before(parts: &mut Parts, kind: StepKind) -> usize {
     let kinds = parts.column(Kind::StepKinds).iter().take_while(|k| **k != kind as u8);
-    kinds.map(|k| if [6, 7].contains(k) { 3 } else { 1 }).sum()
+    kinds.map(|k| [1, 1, 1, 1, 1, 1, 3, 3, 1, 1, 1, 2, 3][usize::from(*k)]).sum()
+}
+
+/// Replaces a number of the first step of a kind among the step lengths.
+fn with_length(parts: &mut Parts, kind: StepKind, which: usize, number: &[u8]) {
+    let i = lengths_before(parts, kind) + which;
+    let lengths = parts.column(Kind::StepLengths);
+    let at = numbers(lengths);
+    lengths.splice(at[i]..at[i + 1], number.iter().copied()).for_each(drop);
+}
+
+/// The good example of this name, changed.
+fn other_edited(name: &str, change: impl FnOnce(&mut Parts)) -> Vec<u8> {
+    let mut parts = Parts::of(&std::fs::read(testdata().join(name)).expect(name));
+    change(&mut parts);
+    parts.assemble()
 }
 
 fn deflate_edited(change: impl FnOnce(&mut Parts)) -> Vec<u8> {
-    let good = std::fs::read(testdata().join("good-deflate.delta")).expect("testdata/good-deflate.delta");
-    let mut parts = Parts::of(&good);
-    change(&mut parts);
-    parts.assemble()
+    other_edited("good-deflate.delta", change)
+}
+
+fn zstd_edited(change: impl FnOnce(&mut Parts)) -> Vec<u8> {
+    other_edited("good-zstd.delta", change)
 }
 
 fn reordered(change: impl FnOnce(&mut Vec<TestBatch>)) -> Vec<u8> {
@@ -266,12 +287,7 @@ fn make(name: &str) -> Vec<u8> {
         // A text-literal where no deflate stands before it.
         "bad-text-kind.delta" => return deflate_edited(|p| p.column(Kind::StepKinds)[0] = 8),
         "bad-text-length.delta" => {
-            return deflate_edited(|p| {
-                let i = lengths_before(p, StepKind::Deflate) + 2;
-                let lengths = p.column(Kind::StepLengths);
-                let at = numbers(lengths);
-                lengths.splice(at[i]..at[i + 1], [0x81, 0x80, 0x08]).for_each(drop);
-            });
+            return deflate_edited(|p| with_length(p, StepKind::Deflate, 2, &[0x81, 0x80, 0x08]));
         }
         "bad-text-source.delta" => {
             return deflate_edited(|p| {
@@ -283,13 +299,17 @@ fn make(name: &str) -> Vec<u8> {
             });
         }
         "bad-unpack-start.delta" => {
-            return deflate_edited(|p| {
-                let i = lengths_before(p, StepKind::Unpack) + 1;
-                let lengths = p.column(Kind::StepLengths);
-                let at = numbers(lengths);
-                lengths.splice(at[i]..at[i + 1], [1]).for_each(drop);
-            });
+            return deflate_edited(|p| with_length(p, StepKind::Unpack, 1, &[1]));
         }
+        "bad-zstd-bit.delta" => return zstd_edited(|p| (p.header.zstd, p.header.deflate) = (false, true)),
+        // 262,144 bytes, and more that follow; one byte too many; none.
+        "bad-zstd-skip.delta" => {
+            return zstd_edited(|p| with_length(p, StepKind::PackZstd, 1, &[0x80, 0x80, 0x10]));
+        }
+        "bad-zstd-unpack.delta" => {
+            return zstd_edited(|p| with_length(p, StepKind::UnpackZstd, 0, &[0x81, 0x80, 0x10]));
+        }
+        "bad-zstd-text.delta" => return zstd_edited(|p| with_length(p, StepKind::UnpackZstd, 1, &[0])),
         "good-sections.delta" => return Parts::of(&plain).assemble(),
         "good-label.delta" => return labelled("golden example 1 → 2".as_bytes()),
         "good-label-unshown.delta" => return labelled(b"\x1b[2Jgolden"),
@@ -340,10 +360,16 @@ fn blkpatch(args: &[&std::ffi::OsStr]) -> Output {
 fn every_golden_file_gets_its_verdict() {
     let folder = tempfile::tempdir().expect("a folder");
     let target = folder.path().join("target.img");
-    let olds = ["good-example.old", "good-deflate.old"].map(|name| std::fs::read(testdata().join(name)).expect("old"));
+    let old = |name: &str| std::fs::read(testdata().join(name)).expect(name);
+    let (example, deflate, zstd) = (old("good-example.old"), old("good-deflate.old"), old("good-zstd.old"));
     for (name, message) in REFUSED {
-        let deflated = ["deflate", "text", "unpack"].iter().any(|word| name.starts_with(&format!("bad-{word}-")));
-        let old = &olds[usize::from(deflated && name != "bad-text-mode.delta")];
+        let of = |words: &[&str]| words.iter().any(|word| name.starts_with(&format!("bad-{word}-")));
+        let old = match name {
+            "bad-text-mode.delta" => &example,
+            _ if of(&["deflate", "text", "unpack"]) => &deflate,
+            _ if of(&["zstd"]) => &zstd,
+            _ => &example,
+        };
         let path = testdata().join(name);
         if std::env::var_os("BLKPATCH_BLESS").is_some() {
             std::fs::write(&path, make(name)).expect("testdata is writable");
@@ -386,22 +412,32 @@ fn the_good_examples_turn_old_into_new() {
     }
 }
 
-/// Made once, by a compressor that need not make the same again.
-fn make_deflate_example(folder: &Path) {
-    let gzip = |edition: u32| {
-        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(6));
+/// Made once, by compressors that need not make the same again.
+fn make_compressed_example(folder: &Path, name: &str) {
+    let lines = |edition: u32| {
+        let mut lines = Vec::new();
         for i in 0..1200u32 {
             let number = i.wrapping_mul(2_654_435_761) >> 18;
-            writeln!(encoder, "entry {number} of the table, state {}", if i % 299 == 7 { edition } else { 0 }).unwrap();
+            writeln!(lines, "entry {number} of the table, state {}", if i % 299 == 7 { edition } else { 0 }).unwrap();
         }
+        lines
+    };
+    let gzip = |content: &[u8]| {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(6));
+        encoder.write_all(content).unwrap();
         encoder.finish().unwrap()
     };
+    // Two frames, whose blocks have sequences, and literals that are coded.
+    let zstd = |content: &[u8]| {
+        content.chunks(20_000).flat_map(|part| zstd::bulk::compress(part, 9).unwrap()).collect::<Vec<u8>>()
+    };
     let image = |edition: u32| {
-        let mut image = [&b"golden"[..], &vec![b'.'; 94 + 1500 * edition as usize], &gzip(edition)].concat();
+        let packed = if name == "zstd" { zstd(&lines(edition)) } else { gzip(&lines(edition)) };
+        let mut image = [&b"golden"[..], &vec![b'.'; 94 + 1500 * edition as usize], &packed].concat();
         image.resize(10 * 4096, 0);
         image
     };
-    let paths = ["old", "new", "delta"].map(|name| folder.join(format!("good-deflate.{name}")));
+    let paths = ["old", "new", "delta"].map(|end| folder.join(format!("good-{name}.{end}")));
     std::fs::write(&paths[0], image(0)).expect("testdata is writable");
     std::fs::write(&paths[1], image(1)).expect("testdata is writable");
     let options = blkpatch::diff::DiffOptions::default();
@@ -409,20 +445,22 @@ fn make_deflate_example(folder: &Path) {
 }
 
 #[test]
-fn the_deflate_example_turns_old_into_new() {
+fn the_compressed_examples_turn_old_into_new() {
     let folder = tempfile::tempdir().expect("a folder");
     let target = folder.path().join("target.img");
-    if !testdata().join("good-deflate.delta").exists() && std::env::var_os("BLKPATCH_BLESS").is_some() {
-        make_deflate_example(&testdata());
+    for (name, unpack, pack) in [("deflate", "unpack", "deflate"), ("zstd", "unpack-zstd", "pack-zstd")] {
+        let file = |end: &str| testdata().join(format!("good-{name}.{end}"));
+        if !file("delta").exists() && std::env::var_os("BLKPATCH_BLESS").is_some() {
+            make_compressed_example(&testdata(), name);
+        }
+        std::fs::copy(file("old"), &target).expect("old");
+        let out = blkpatch(&["info".as_ref(), file("delta").as_ref()]);
+        let said = String::from_utf8_lossy(&out.stdout).into_owned();
+        for kind in [unpack, pack, "text-literal", "text-copy", "text-add"] {
+            assert!(said.contains(&format!("steps    {kind}")), "{name}, {kind}: {said}");
+        }
+        let out = blkpatch(&["patch".as_ref(), file("delta").as_ref(), target.as_ref()]);
+        assert_eq!(out.status.code(), Some(0), "{}", String::from_utf8_lossy(&out.stderr));
+        assert_eq!(std::fs::read(&target).unwrap(), std::fs::read(file("new")).unwrap());
     }
-    std::fs::copy(testdata().join("good-deflate.old"), &target).expect("old");
-    let delta = testdata().join("good-deflate.delta");
-    let out = blkpatch(&["info".as_ref(), delta.as_ref()]);
-    let said = String::from_utf8_lossy(&out.stdout).into_owned();
-    for kind in ["unpack", "deflate", "text-literal", "text-copy", "text-add"] {
-        assert!(said.contains(&format!("steps    {kind}")), "{kind}: {said}");
-    }
-    let out = blkpatch(&["patch".as_ref(), delta.as_ref(), target.as_ref()]);
-    assert_eq!(out.status.code(), Some(0), "{}", String::from_utf8_lossy(&out.stderr));
-    assert_eq!(std::fs::read(&target).unwrap(), std::fs::read(testdata().join("good-deflate.new")).unwrap());
 }

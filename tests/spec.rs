@@ -14,6 +14,7 @@ use blkpatch::monitor::Silent;
 use blkpatch::patch::{Opened, PatchOptions, patch_device};
 use blkpatch::target::State;
 use blkpatch::units::{BLOCK, Extent};
+use blkpatch::zstd_block;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -275,11 +276,14 @@ fn constants_are_those_of_table_9_1() {
         ("guesses", difference::GUESSES as u64),
         ("target_log", difference::TARGET_LOG.into()),
         ("deflate", header::DEFLATE),
+        ("zstd", header::ZSTD),
         ("unpack_most", step::UNPACK_MOST),
         ("old_text_most", step::OLD_TEXT),
         ("new_text_most", step::NEW_TEXT),
         ("skip_end", step::SKIP_MOST),
         ("batch_text_most", step::BATCH_TEXT),
+        ("literals_most", zstd_block::CONTENT_MOST as u64),
+        ("packed_most", step::PACKED_MOST),
     ]
     .into();
     let rows = table("9.1");
@@ -312,7 +316,8 @@ fn the_memory_needed_is_the_sum_of_table_9_2() {
         ("batch_bytes", limits.batch_bytes.into()),
         ("source_bytes", limits.source_bytes.into()),
         ("batch_steps", limits.batch_steps.into()),
-        ("deflate", 1),
+        ("recoded", 1),
+        ("zstd", 1),
         ("batches", counts.batches),
         ("extents", counts.extents),
         ("save_ranges", counts.save_ranges),

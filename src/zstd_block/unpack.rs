@@ -134,19 +134,16 @@ impl Unpacker {
             for ((cell, state), table) in cells.iter_mut().zip(states).zip(&tables) {
                 *cell = *table.cells.get(usize::from(state))?;
             }
-            let mut read = |which: usize| {
-                let (least, extra) = *NUMBERS[which].codes.get(usize::from(cells[which].symbol))?;
-                Some(least + bits.take(extra.into())? as u32)
-            };
-            let (offset, matched, literal) = (read(1)?, read(2)?, read(0)?);
+            let [literal, offset, matched] = numbers_of(&cells, &mut bits)?;
             varint::put(text, literal.into());
             put_literals(take(literals, literal as usize)?, most, text)?;
             varint::put(text, (matched - 3).into());
             varint::put(text, offset.into());
             if left > 0 {
-                for which in [0, 2, 1] {
-                    states[which] = cells[which].base + bits.take(cells[which].bits.into())? as u16;
-                }
+                let each = [cells[0].bits, cells[2].bits, cells[1].bits].map(u32::from);
+                let [literal, matched, offset] = take_three(&mut bits, each)?;
+                states = [literal, offset, matched].map(|value| value as u16);
+                states.iter_mut().zip(&cells).for_each(|(state, cell)| *state += cell.base);
             }
         }
         if bits.left() > 0 {
@@ -157,6 +154,32 @@ impl Unpacker {
         }
         Some(())
     }
+}
+
+/// The numbers of a sequence whose codes these cells stand for.
+#[inline]
+fn numbers_of(cells: &[Cell; 3], bits: &mut BackReader<'_>) -> Option<[u32; 3]> {
+    let mut found = [(0, 0); 3];
+    for ((place, cell), number) in found.iter_mut().zip(cells).zip(&NUMBERS) {
+        *place = *number.codes.get(usize::from(cell.symbol))?;
+    }
+    let [literals, offsets, matches] = found;
+    let each = [offsets.1, matches.1, literals.1].map(u32::from);
+    let [offset, matched, literal] = take_three(bits, each)?;
+    Some([literals.0 + literal as u32, offsets.0 + offset as u32, matches.0 + matched as u32])
+}
+
+/// Three values of so many bits, of which most together have at most 56.
+#[inline]
+fn take_three(bits: &mut BackReader<'_>, each: [u32; 3]) -> Option<[u64; 3]> {
+    let [first, second, third] = each;
+    let all = first + second + third;
+    if all > 56 {
+        return Some([bits.take(first)?, bits.take(second)?, bits.take(third)?]);
+    }
+    let taken = bits.take(all)?;
+    let mask = |count: u32| (1u64 << count) - 1;
+    Some([taken >> (second + third), taken >> third & mask(second), taken & mask(third)])
 }
 
 /// Appends literals, unless the text has more than `most` bytes then.

@@ -20,3 +20,8 @@ pub fn gzip(content: &[u8], level: u32) -> Vec<u8> {
     encoder.write_all(content).expect("memory");
     encoder.finish().expect("memory")
 }
+
+/// A frame of zstd.
+pub fn zstd(content: &[u8], level: i32) -> Vec<u8> {
+    zstd::bulk::compress(content, level).expect("memory")
+}

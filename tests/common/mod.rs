@@ -7,11 +7,12 @@
 mod deflated;
 pub mod errors;
 mod pty;
+pub mod recoded;
 mod rng;
 pub mod schema;
 
 #[allow(unused_imports)] // as above
-pub use deflated::{gzip, lines};
+pub use deflated::{gzip, lines, zstd};
 #[allow(unused_imports)] // as above
 pub use pty::AtTerminal;
 pub use rng::Rng;

@@ -41,8 +41,8 @@ fn work(seed: u64, wanted: u64, seen: &AtomicU64, start: Instant) -> States {
     let mut session = Session::new(seed);
     let mut round = 0;
     while seen.load(Ordering::Relaxed) < wanted {
-        let deflated = pairs::deflated(session.random.next(), round);
-        for pair in pairs::all(session.random.next(), round).into_iter().chain([deflated]) {
+        let compressed = pairs::compressed(session.random.next(), round);
+        for pair in pairs::all(session.random.next(), round).into_iter().chain(compressed) {
             let opened = orders::diff(&pair.old, &pair.new);
             let pairs::Pair { name, old, new, resizable } = &pair;
             let subject = Subject { name, opened: &opened, old, new, resizable: *resizable, run: patch };
@@ -132,9 +132,10 @@ fn the_pairs_need_every_kind_of_scratch() {
         scratch.dedup();
         count("scratch used again", scratch.len() < all);
     }
-    let deflated = pairs::deflated(1, 0);
-    let steps = orders::Order::planned(&deflated.old, &deflated.new).batches.into_iter().flat_map(|batch| batch.steps);
-    counts.insert("deflated data", steps.filter(|step| step.kind == StepKind::Deflate).count() as u32);
+    for (pair, kind) in pairs::compressed(1, 0).iter().zip([StepKind::Deflate, StepKind::PackZstd]) {
+        let steps = orders::Order::planned(&pair.old, &pair.new).batches.into_iter().flat_map(|batch| batch.steps);
+        counts.insert(kind.name(), steps.filter(|step| step.kind == kind).count() as u32);
+    }
     println!("orders with: {counts:?}");
     assert!(counts.values().all(|count| *count > 0), "{counts:?}");
 }

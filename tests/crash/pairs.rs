@@ -1,6 +1,6 @@
 //! Small pairs that need every kind of scratch.
 
-use super::deflated::{gzip, lines};
+use super::deflated::{gzip, lines, zstd};
 use super::rng::Rng;
 
 pub const BLOCK: usize = 4096;
@@ -49,17 +49,23 @@ pub fn all(seed: u64, round: u64) -> Vec<Pair> {
     cases
 }
 
-/// A gzip file whose content changes, and which moves over itself.
-pub fn deflated(seed: u64, round: u64) -> Pair {
+/// A compressed file whose content changes, and which moves over itself.
+fn recoded(name: &str, seed: u64, round: u64, pack: impl Fn(&[u8]) -> Vec<u8>) -> Pair {
     let random = &mut Rng::new(seed);
     let resizable = random.below(2) == 0;
     let (seed, before) = (round % 5, [random.below(2000), random.below(9000)]);
     let [old, new] = [0, 1].map(|edition: usize| {
-        let mut image = [Rng::new(5).bytes(before[edition]), gzip(&lines(seed, 900, edition as u64), 6)].concat();
+        let mut image = [Rng::new(5).bytes(before[edition]), pack(&lines(seed, 900, edition as u64))].concat();
         image.resize(14 * BLOCK, 0);
         image
     });
-    pair("deflated", old, new, resizable)
+    pair(name, old, new, resizable)
+}
+
+/// A gzip file, and frames of zstd.
+pub fn compressed(seed: u64, round: u64) -> [Pair; 2] {
+    let frames = |content: &[u8]| content.chunks(16 << 10).flat_map(|part| zstd(part, 9)).collect();
+    [recoded("deflated", seed, round, |content| gzip(content, 6)), recoded("zstd's blocks", seed, round, frames)]
 }
 
 type Changed = Vec<(&'static str, Vec<u8>)>;

@@ -1,0 +1,140 @@
+//! Blocks of zstd through `diff` and `patch`: what changes in them costs about what the change in their content costs, and
+//! every byte comes back, whatever made them, wherever they lie.
+
+mod common;
+
+use blkpatch::delta::step::StepKind;
+use blkpatch::info::Info;
+use common::recoded::{bytes_of, made, round_trip};
+use common::{BLOCK, MIB, Rng, Scene, assert_same, gzip, lines, random, zstd};
+use proptest::prelude::*;
+
+fn packs(told: &Info) -> u64 {
+    bytes_of(told, StepKind::PackZstd)
+}
+
+/// Room for scratch, without which small images become literals.
+fn with_room(mut image: Vec<u8>) -> Vec<u8> {
+    image.resize(image.len() + MIB / 2, 0);
+    image
+}
+
+/// As file systems have them: pieces of the content, each a frame of its own.
+fn in_frames(content: &[u8], piece: usize, level: i32) -> Vec<u8> {
+    content.chunks(piece).flat_map(|piece| zstd(piece, level)).collect()
+}
+
+#[test]
+fn a_change_in_compressed_data_costs_what_changed_in_their_content() {
+    for (piece, level) in [(128 << 10, 3), (128 << 10, 15), (64 << 10, 1), (32 << 10, 19), (4 * MIB, 3), (4 * MIB, 19)]
+    {
+        let packed = |edition| in_frames(&lines(1, 40_000, edition), piece, level);
+        let image = |seed, edition| with_room([random(seed, 3000), packed(edition), random(9, 5000)].concat());
+        let told = round_trip(&image(2, 0), &image(3, 1));
+        let all = packed(1).len() as u64;
+        assert!(packs(&told) > all * 3 / 4, "level {level}, {piece}: {} of {all} bytes", packs(&told));
+        assert!(told.delta_bytes < all / 2, "level {level}, {piece}: {} for {all} bytes", told.delta_bytes);
+    }
+}
+
+/// Where it would not be shorter, nothing is unpacked.
+#[test]
+fn unrelated_compressed_data_stay_as_they_are() {
+    let told = round_trip(&zstd(&lines(1, 9000, 0), 6), &zstd(&random(5, 200_000), 6));
+    assert_eq!(packs(&told), 0);
+}
+
+/// In one image: each is found as what it is, also side by side.
+#[test]
+fn deflated_data_and_blocks_of_zstd_may_lie_side_by_side() {
+    let image = |edition| {
+        let parts = (0..6).flat_map(|i| [gzip(&lines(i, 3000, edition), 6), zstd(&lines(i + 9, 3000, edition), 9)]);
+        with_room(parts.flatten().collect())
+    };
+    let told = round_trip(&image(0), &image(1));
+    let (zstds, deflates) = (packs(&told), bytes_of(&told, StepKind::Deflate));
+    assert!(zstds > 50_000 && deflates > 50_000, "{zstds} and {deflates}");
+}
+
+/// One file over the other, moved by less than a block: what is made overlaps what it is made of.
+#[test]
+fn compressed_data_are_changed_in_their_own_place() {
+    let image = |before: usize, edition| {
+        with_room([random(8, before), in_frames(&lines(1, 60_000, edition), 128 << 10, 6)].concat())
+    };
+    for (old, new) in [(0, 0), (100, 5000), (5000, 100)] {
+        let told = round_trip(&image(old, 0), &image(new, 3));
+        assert!(packs(&told) > 100_000, "from {old} to {new}: {}", packs(&told));
+    }
+}
+
+/// Blocks that are not compressed, or stand for one byte again and again, among others; a frame that is broken off, and one
+/// that begins behind its last whole block.
+#[test]
+fn what_has_no_text_stays_as_it_is() {
+    let image = |edition| {
+        let content = [lines(1, 9000, edition), random(4, 300_000), vec![7; 400_000], lines(2, 9000, edition)].concat();
+        let (whole, broken) = (zstd(&content, 6), zstd(&lines(3, 20_000, edition), 6));
+        let broken = &broken[..broken.len() * 4 / 5];
+        with_room([&whole, broken, &zstd(&lines(5, 9000, edition), 6)[..]].concat())
+    };
+    let all = zstd(&lines(1, 9000, 7), 6).len() as u64 * 3;
+    let found = packs(&round_trip(&image(0), &image(7)));
+    assert!(found > all * 3 / 4, "{found} of {all}");
+}
+
+#[test]
+fn the_delta_is_the_same_for_any_number_of_threads() {
+    let image = |edition| (0..20).flat_map(|i| zstd(&lines(i, 2000, edition), 6)).collect::<Vec<u8>>();
+    let scene = Scene::new();
+    let deltas = [1, 2, 5].map(|threads| {
+        assert!(packs(&made(&scene, &image(0), &image(1), threads)) > 0);
+        std::fs::read(scene.path("delta")).unwrap()
+    });
+    assert!(deltas[0] == deltas[1] && deltas[0] == deltas[2]);
+}
+
+#[test]
+fn the_program_patches_compressed_data() {
+    let scene = Scene::new();
+    let image = |edition| [random(1, 70_000), zstd(&lines(1, 40_000, edition), 6)].concat();
+    assert!(packs(&made(&scene, &image(0), &image(1), 2)) > 0);
+    let target = scene.write("target", &image(0));
+    common::run(&[&"patch", &"--yes", &scene.path("delta"), &target]).code(0);
+    assert_same(&std::fs::read(&target).unwrap(), &image(1), "the patched file");
+}
+
+/// Members of an archive: (seed, lines, level, bytes of a frame's content in blocks, bytes before).
+type Member = (u64, usize, i32, usize, usize);
+
+fn archive(members: &[Member], edition: u64) -> Vec<u8> {
+    let mut image = Vec::new();
+    for (seed, count, level, piece, before) in members {
+        image.extend(random(*seed, *before));
+        image.extend(in_frames(&lines(*seed, *count, edition), piece * BLOCK, *level));
+    }
+    image
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: if common::long() { 2000 } else { 40 }, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn any_archive_round_trips(
+        members in prop::collection::vec((0..5u64, 1..9000usize, -3..20i32, 1..200usize, 0..9000usize), 1..6),
+        swaps in any::<u64>(),
+        damage in prop::collection::vec(any::<(u16, u8)>(), 0..4),
+    ) {
+        let old = archive(&members, 0);
+        let mut others = members;
+        let n = others.len();
+        let mut rng = Rng::new(swaps);
+        others.swap(rng.below(n), rng.below(n));
+        let mut new = archive(&others, 2);
+        for (at, by) in damage {
+            let at = at as usize * new.len() / 65_536;
+            new[at] ^= by;
+        }
+        round_trip(&old, &new);
+    }
+}
