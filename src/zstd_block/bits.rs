@@ -17,7 +17,7 @@ impl<'a> BackReader<'a> {
     }
 
     /// The next bits, at most 56, without taking them; those that are missing are zeros.
-    #[inline]
+    #[inline(always)]
     pub fn peek(&self, bits: u32) -> u64 {
         let bits = bits as usize;
         if bits > self.left {
@@ -30,22 +30,26 @@ impl<'a> BackReader<'a> {
     /// The eight bytes from one on; zeros behind the end.
     #[inline]
     fn window(&self, at: usize) -> u64 {
-        let rest = self.bytes.get(at..).unwrap_or_default();
-        u64::from_le_bytes(match rest.first_chunk::<8>() {
-            Some(whole) => *whole,
-            None => std::array::from_fn(|i| rest.get(i).copied().unwrap_or(0)),
-        })
+        match self.bytes.get(at..).and_then(<[u8]>::first_chunk::<8>) {
+            Some(whole) => u64::from_le_bytes(*whole),
+            None => self.last_window(at),
+        }
+    }
+
+    #[cold]
+    fn last_window(&self, at: usize) -> u64 {
+        u64::from_le_bytes(std::array::from_fn(|i| self.bytes.get(at + i).copied().unwrap_or(0)))
     }
 
     /// Takes bits; `None` where there are not so many.
-    #[inline]
+    #[inline(always)]
     pub fn skip(&mut self, bits: u32) -> Option<()> {
         self.left = self.left.checked_sub(bits as usize)?;
         Some(())
     }
 
     /// The next bits, at most 56, as a number.
-    #[inline]
+    #[inline(always)]
     pub fn take(&mut self, bits: u32) -> Option<u64> {
         let value = self.peek(bits);
         self.skip(bits)?;

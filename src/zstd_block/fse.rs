@@ -17,8 +17,29 @@ pub(super) struct Table {
     pub cells: Vec<Cell>,
     /// The states that stand for each symbol, ascending, one symbol's behind the other's.
     states: Vec<u16>,
-    /// For each symbol: where its states begin there, and how many they are.
-    ranges: Vec<(u16, u16)>,
+    /// For each symbol, where its states are.
+    ranges: Vec<Range>,
+}
+
+/// The states of a symbol.
+#[derive(Clone, Copy, Debug)]
+struct Range {
+    /// Where they begin in the list, and how many they are.
+    first: u16,
+    count: u16,
+    /// In the upper half of this number plus a state's and the table's size stand the bits from this symbol to that state.
+    bits: u32,
+}
+
+impl Range {
+    fn new(first: u16, count: u16, log: u32) -> Self {
+        // States are told by numbers from the size of the table up to twice that; their first bits, as many as make it at
+        // least `count`, and less than twice `count`, tell which of the symbol's states it is, and the others are written.
+        // So it is one bit less below the place where the most bits would make it too small.
+        let most = log - count.saturating_sub(1).checked_ilog2().unwrap_or(0);
+        let turn = if count == 1 { 1 << log } else { u32::from(count) << most };
+        Self { first, count, bits: (most << 16).wrapping_sub(turn) }
+    }
 }
 
 impl Table {
@@ -47,14 +68,14 @@ impl Table {
         }
         let (mut ranges, mut sum) = (Vec::with_capacity(counts.len()), 0);
         for count in counts {
-            ranges.push((sum, count.unsigned_abs()));
+            ranges.push(Range::new(sum, count.unsigned_abs(), log));
             sum += count.unsigned_abs();
         }
         let mut states = vec![0; size];
         let mut seen = vec![0u16; counts.len()];
         for (state, cell) in (0u16..).zip(&mut cells) {
             let symbol = usize::from(cell.symbol);
-            let (first, count) = ranges[symbol];
+            let Range { first, count, .. } = ranges[symbol];
             let rank = seen[symbol];
             states[usize::from(first + rank)] = state;
             let number = count + rank;
@@ -68,41 +89,34 @@ impl Table {
     /// Of one symbol, which takes no bits.
     pub fn of_one(symbol: u8) -> Self {
         let cell = Cell { symbol, bits: 0, base: 0 };
-        let mut ranges = vec![(0, 0); usize::from(symbol)];
-        ranges.push((0, 1));
+        let mut ranges = vec![Range::new(0, 0, 0); usize::from(symbol)];
+        ranges.push(Range::new(0, 1, 0));
         Self { log: 0, cells: vec![cell], states: vec![0], ranges }
     }
 
     /// Which of the states of a symbol this is.
     pub fn rank(&self, state: u16) -> Option<u16> {
-        let (first, count) = *self.ranges.get(usize::from(self.cells.get(usize::from(state))?.symbol))?;
+        let Range { first, count, .. } = *self.ranges.get(usize::from(self.cells.get(usize::from(state))?.symbol))?;
         let states = self.states.get(usize::from(first)..usize::from(first + count))?;
         states.binary_search(&state).ok().map(|rank| rank as u16)
     }
 
     /// The state of a symbol with this rank.
     pub fn state(&self, symbol: u8, rank: u64) -> Option<u16> {
-        let (first, count) = *self.ranges.get(usize::from(symbol))?;
+        let Range { first, count, .. } = *self.ranges.get(usize::from(symbol))?;
         let rank = u16::try_from(rank).ok().filter(|rank| *rank < count)?;
         self.states.get(usize::from(first + rank)).copied()
     }
 
     /// The state of a symbol from which `next` follows, and the bits that say so: their value and number.
-    #[inline]
+    #[inline(always)]
     pub fn before(&self, symbol: u8, next: u16) -> Option<(u16, u64, u32)> {
-        let (first, count) = *self.ranges.get(usize::from(symbol))?;
-        if count == 0 {
-            return None;
-        }
-        let place = usize::from(next) + self.cells.len();
-        // The number of a state, at least its symbol's count and less than twice that, is the head of those that follow.
-        let mut bits = place.ilog2() - count.ilog2();
-        if place >> bits < usize::from(count) {
-            bits = bits.checked_sub(1)?;
-        }
-        let rank = (place >> bits).checked_sub(usize::from(count))?;
-        let state = *self.states.get(usize::from(first) + rank)?;
-        Some((state, (place & ((1 << bits) - 1)) as u64, bits))
+        let range = self.ranges.get(usize::from(symbol)).filter(|range| range.count > 0)?;
+        let place = u32::from(next) + self.cells.len() as u32;
+        let bits = place.wrapping_add(range.bits) >> 16;
+        let rank = (place >> bits).checked_sub(range.count.into())?;
+        let state = *self.states.get(usize::from(range.first) + rank as usize)?;
+        Some((state, (place & ((1 << bits) - 1)).into(), bits))
     }
 }
 

@@ -157,32 +157,35 @@ impl<'a> Parts<'a> {
 
     /// Gives up where `out` has become longer than `end`.
     fn put_sequences(&self, tables: &[Arc<Table>; 3], end: usize, out: &mut Vec<u8>) -> Option<()> {
+        let tables = tables.each_ref().map(|table| &**table);
         let mut bits = BitWriter::new(out);
         let mut states: Option<[u16; 3]> = None;
         for sequence in self.sequences.iter().rev() {
             if bits.len() > end {
                 return None;
             }
-            let mut coded = [(0u8, 0u64, 0u32); 3];
-            for ((coded, number), kind) in coded.iter_mut().zip(sequence).zip(&NUMBERS) {
-                let (code, above, extra) = kind.code(*number)?;
-                *coded = (code, above.into(), extra.into());
+            let [literals, offsets, matches] = sequence;
+            let (literals, offsets) = (NUMBERS[0].code(*literals)?, NUMBERS[1].code(*offsets)?);
+            let matches = NUMBERS[2].code(*matches)?;
+            states = Some(match states {
+                None => [
+                    tables[0].state(literals.0, self.ranks[0])?,
+                    tables[1].state(offsets.0, self.ranks[1])?,
+                    tables[2].state(matches.0, self.ranks[2])?,
+                ],
+                Some(next) => {
+                    let (offset, low, low_bits) = tables[1].before(offsets.0, next[1])?;
+                    let (matched, middle, middle_bits) = tables[2].before(matches.0, next[2])?;
+                    let (literal, high, high_bits) = tables[0].before(literals.0, next[0])?;
+                    // Together at most 27 bits.
+                    let all = low | middle << low_bits | high << (low_bits + middle_bits);
+                    bits.put(all, low_bits + middle_bits + high_bits);
+                    [literal, offset, matched]
+                }
+            });
+            for (_, above, count) in [literals, matches, offsets] {
+                bits.put(above.into(), count.into());
             }
-            let mut next = [0; 3];
-            for which in [1, 2, 0] {
-                next[which] = match states {
-                    None => tables[which].state(coded[which].0, self.ranks[which])?,
-                    Some(states) => {
-                        let (state, value, count) = tables[which].before(coded[which].0, states[which])?;
-                        bits.put(value, count);
-                        state
-                    }
-                };
-            }
-            for which in [0, 2, 1] {
-                bits.put(coded[which].1, coded[which].2);
-            }
-            states = Some(next);
         }
         for which in [2, 1, 0] {
             bits.put(states?[which].into(), tables[which].log);
@@ -229,12 +232,17 @@ fn take<'a>(rest: &mut &'a [u8], count: usize) -> Option<&'a [u8]> {
     rest.split_off(..count)
 }
 
-#[inline]
+#[inline(always)]
 fn number(rest: &mut &[u8]) -> Option<u64> {
     if let [small @ 0..128, others @ ..] = *rest {
         *rest = others;
         return Some((*small).into());
     }
+    large_number(rest)
+}
+
+#[cold]
+fn large_number(rest: &mut &[u8]) -> Option<u64> {
     let (value, len) = varint::get_from(rest).ok().flatten()?;
     take(rest, len)?;
     Some(value)

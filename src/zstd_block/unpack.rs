@@ -12,6 +12,9 @@ use crate::varint;
 /// Bytes that a text may have, at the most, before it shows that there are too many: descriptions of codes, and some numbers.
 pub const TEXT_BEYOND: usize = 512;
 
+/// Literals that are copied in one go.
+const FEW: usize = 16;
+
 /// Appends the text of compressed blocks that follow each other to `text`. The first needs no codes of others.
 ///
 /// # Errors
@@ -61,7 +64,8 @@ impl Unpacker {
         } else if !rest.is_empty() {
             return None;
         }
-        put_literals(literals, most, text)
+        let rest = literals.len();
+        take_literals(&mut literals, rest, most, text)
     }
 
     /// Takes the literals of a block.
@@ -135,10 +139,10 @@ impl Unpacker {
                 *cell = *table.cells.get(usize::from(state))?;
             }
             let [literal, offset, matched] = numbers_of(&cells, &mut bits)?;
-            varint::put(text, literal.into());
-            put_literals(take(literals, literal as usize)?, most, text)?;
-            varint::put(text, (matched - 3).into());
-            varint::put(text, offset.into());
+            put_number(literal, text);
+            take_literals(literals, literal as usize, most, text)?;
+            put_number(matched - 3, text);
+            put_number(offset, text);
             if left > 0 {
                 let each = [cells[0].bits, cells[2].bits, cells[1].bits].map(u32::from);
                 let [literal, matched, offset] = take_three(&mut bits, each)?;
@@ -157,7 +161,7 @@ impl Unpacker {
 }
 
 /// The numbers of a sequence whose codes these cells stand for.
-#[inline]
+#[inline(always)]
 fn numbers_of(cells: &[Cell; 3], bits: &mut BackReader<'_>) -> Option<[u32; 3]> {
     let mut found = [(0, 0); 3];
     for ((place, cell), number) in found.iter_mut().zip(cells).zip(&NUMBERS) {
@@ -170,7 +174,7 @@ fn numbers_of(cells: &[Cell; 3], bits: &mut BackReader<'_>) -> Option<[u32; 3]> 
 }
 
 /// Three values of so many bits, of which most together have at most 56.
-#[inline]
+#[inline(always)]
 fn take_three(bits: &mut BackReader<'_>, each: [u32; 3]) -> Option<[u64; 3]> {
     let [first, second, third] = each;
     let all = first + second + third;
@@ -182,13 +186,24 @@ fn take_three(bits: &mut BackReader<'_>, each: [u32; 3]) -> Option<[u64; 3]> {
     Some([taken >> (second + third), taken >> third & mask(second), taken & mask(third)])
 }
 
-/// Appends literals, unless the text has more than `most` bytes then.
-#[inline]
-fn put_literals(literals: &[u8], most: usize, text: &mut Vec<u8>) -> Option<()> {
-    if text.len().checked_add(literals.len())? > most {
-        return None;
+/// Appends a number as a varint.
+#[inline(always)]
+fn put_number(number: u32, text: &mut Vec<u8>) {
+    if number < 128 { text.push(number as u8) } else { varint::put(text, number.into()) }
+}
+
+/// Takes literals and appends them, unless the text has more than `most` bytes then.
+#[inline(always)]
+fn take_literals(literals: &mut &[u8], count: usize, most: usize, text: &mut Vec<u8>) -> Option<()> {
+    let end = text.len().checked_add(count).filter(|end| *end <= most)?;
+    // Most are few, and copied faster together with others.
+    if let Some(some) = literals.first_chunk::<FEW>().filter(|_| count <= FEW) {
+        text.extend_from_slice(some);
+        text.truncate(end);
+        *literals = &literals[count..];
+        return Some(());
     }
-    text.extend_from_slice(literals);
+    text.extend_from_slice(take(literals, count)?);
     Some(())
 }
 
