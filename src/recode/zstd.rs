@@ -24,7 +24,7 @@ const TEXT_MOST: u64 = OLD_TEXT / 4;
 const STEPS_MOST: usize = 1 << 10;
 const STEP_BYTES: u64 = 8;
 /// An old unit of which fewer bytes are of use is not worth its unpacking.
-const USE_LEAST: u64 = 48;
+const USE_LEAST: u64 = 256;
 /// What the steps of a unit cost besides those of its text, and each that unpacks.
 const UNIT_COST: u64 = 16;
 const UNPACK_COST: u64 = 9;
