@@ -4,7 +4,8 @@
 use crate::delta::batch::{Batch, BatchKind, BatchTable};
 use crate::delta::check::CheckedOrder;
 use crate::delta::placement::{Placement, Sources};
-use crate::delta::step::{Step, StepReader};
+use crate::delta::step::Step;
+use crate::delta::step_reader::StepReader;
 use crate::delta::{Delta, DeltaError};
 use crate::device::Device;
 use crate::monitor::Monitor;

@@ -4,7 +4,7 @@
 
 use blkpatch::delta::Delta;
 use blkpatch::delta::batch::{BatchKind, BatchTable};
-use blkpatch::delta::header::{Codec, FIXED_LEN, Header, Kind, NO_ROUTE, Section};
+use blkpatch::delta::header::{Codec, DEFLATE, FIXED_LEN, Header, Kind, NO_ROUTE, Section};
 use blkpatch::delta::route::Counts;
 use blkpatch::delta::step::StepKind;
 use blkpatch::units::Extent;
@@ -283,7 +283,7 @@ fn make(name: &str) -> Vec<u8> {
                 &[(Kind::Route, delta.route.encode()), (Kind::Pack, plain[pack..].to_vec())],
             );
         }
-        "bad-deflate-bit.delta" => return deflate_edited(|p| p.header.deflate = false),
+        "bad-deflate-bit.delta" => return deflate_edited(|p| p.header.features = 0),
         // A text-literal where no deflate stands before it.
         "bad-text-kind.delta" => return deflate_edited(|p| p.column(Kind::StepKinds)[0] = 8),
         "bad-text-length.delta" => {
@@ -301,7 +301,7 @@ fn make(name: &str) -> Vec<u8> {
         "bad-unpack-start.delta" => {
             return deflate_edited(|p| with_length(p, StepKind::Unpack, 1, &[1]));
         }
-        "bad-zstd-bit.delta" => return zstd_edited(|p| (p.header.zstd, p.header.deflate) = (false, true)),
+        "bad-zstd-bit.delta" => return zstd_edited(|p| p.header.features = DEFLATE),
         // 262,144 bytes, and more that follow; one byte too many; none.
         "bad-zstd-skip.delta" => {
             return zstd_edited(|p| with_length(p, StepKind::PackZstd, 1, &[0x80, 0x80, 0x10]));

@@ -3,7 +3,7 @@
 use blkpatch::blockset::BlockSet;
 use blkpatch::delta::batch::{BatchKind, BatchTable};
 use blkpatch::delta::check::check_order;
-use blkpatch::delta::header::{Codec, Header, Kind, Limits, Section};
+use blkpatch::delta::header::{Codec, Header, KNOWN_INCOMPATIBLE, Kind, Limits, Section};
 use blkpatch::delta::route::{Counts, Route};
 use blkpatch::delta::step::{Step, StepKind};
 use blkpatch::delta::stream::{Compression, JOB};
@@ -42,7 +42,7 @@ fn unknown(len: u64) -> ImageId {
 
 /// Puts sections together with right digests.
 fn assemble(new: ImageId, limits: Limits, parts: &[(Kind, Vec<u8>)]) -> Vec<u8> {
-    let mut header = Header { deflate: true, zstd: true, compatible: 0, new, limits, sections: Vec::new() };
+    let mut header = Header { features: KNOWN_INCOMPATIBLE, compatible: 0, new, limits, sections: Vec::new() };
     for (kind, bytes) in parts {
         let (len, blake3) = (bytes.len() as u64, *blake3::hash(bytes).as_bytes());
         let (kind, codec) = (Some(*kind), Codec::Stored);

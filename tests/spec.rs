@@ -85,7 +85,7 @@ fn section(kind: Kind, codec: Codec) -> Section {
 fn a_header() -> Header {
     let limits = Limits { batch_bytes: 0x2122_2324, source_bytes: 0x3132_3334, batch_steps: 77, memory: 1 << 40 };
     let sections = vec![section(Kind::Route, Codec::Stored), section(Kind::Literals, Codec::Zstd { window_log: 19 })];
-    Header { deflate: true, zstd: true, compatible: 0x5152, new: image(9, 5_000_000_000), limits, sections }
+    Header { features: header::KNOWN_INCOMPATIBLE, compatible: 0x5152, new: image(9, 5_000_000_000), limits, sections }
 }
 
 fn a_route(regions: Vec<u32>) -> Route {

@@ -19,8 +19,10 @@ pub const MAX_HEADER_LEN: u32 = 1 << 20;
 pub const DEFLATE: u64 = 1;
 /// Incompatible feature: steps may unpack and make zstd's blocks.
 pub const ZSTD: u64 = 1 << 1;
+/// Incompatible feature: steps may unpack and make LZMA2's chunks.
+pub const LZMA: u64 = 1 << 2;
 /// Incompatible features that this version knows.
-pub const KNOWN_INCOMPATIBLE: u64 = DEFLATE | ZSTD;
+pub const KNOWN_INCOMPATIBLE: u64 = DEFLATE | ZSTD | LZMA;
 /// The `route` field of a section that belongs to no route.
 pub const NO_ROUTE: u16 = 0xFFFF;
 /// Section flag: a reader that does not know the kind must refuse the delta.
@@ -155,10 +157,8 @@ pub struct Limits {
 /// The header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// Whether steps may unpack and make deflated data.
-    pub deflate: bool,
-    /// Whether steps may unpack and make zstd's blocks.
-    pub zstd: bool,
+    /// Incompatible features, of [`KNOWN_INCOMPATIBLE`]: which compressed data steps may unpack and make.
+    pub features: u64,
     /// Feature bits that a reader may ignore.
     pub compatible: u64,
     /// Length and digests of the new image.
@@ -203,8 +203,7 @@ impl Header {
         out.extend((self.encoded_len() as u32).to_le_bytes());
         out.extend(VERSION.to_le_bytes());
         out.extend((self.sections.len() as u16).to_le_bytes());
-        let bit = |set: bool, bit: u64| if set { bit } else { 0 };
-        out.extend((bit(self.deflate, DEFLATE) | bit(self.zstd, ZSTD)).to_le_bytes());
+        out.extend(self.features.to_le_bytes());
         out.extend(self.compatible.to_le_bytes());
         out.extend(self.new.len.to_le_bytes());
         out.extend(self.new.crc.to_le_bytes());
@@ -269,8 +268,7 @@ impl Header {
             offset += section.stored_len;
             sections.push(section);
         }
-        let (deflate, zstd) = (features & DEFLATE != 0, features & ZSTD != 0);
-        Ok(Self { deflate, zstd, compatible, new, limits, sections })
+        Ok(Self { features, compatible, new, limits, sections })
     }
 
     /// Bytes of the whole delta file.

@@ -2,7 +2,7 @@
 
 use super::DeltaError;
 use super::batch::{BatchKind, BatchTable};
-use super::header::{Codec, Header, Kind};
+use super::header::{Codec, DEFLATE, Header, Kind, LZMA, ZSTD};
 use super::pack::PACK_MEMORY;
 use super::route::Route;
 use super::scratch::{ScratchPieces, most_live, saved_extents};
@@ -188,8 +188,8 @@ fn writing(header: &Header) -> u64 {
     let limits = &header.limits;
     // What four batches write (one is made, one waits, two are written); what three read (one is made).
     let batches = u64::from(limits.batch_bytes) * 4 + u64::from(limits.source_bytes) * 3;
-    let texts = if header.deflate || header.zstd { TEXTS } else { 0 };
-    batches + texts + if header.zstd { BLOCKS } else { 0 }
+    let where_any = |features: u64, bytes: u64| if header.features & features > 0 { bytes } else { 0 };
+    batches + where_any(DEFLATE | ZSTD | LZMA, TEXTS) + where_any(ZSTD | LZMA, BLOCKS)
 }
 
 #[cfg(test)]

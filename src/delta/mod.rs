@@ -7,6 +7,7 @@
 
 pub mod batch;
 pub mod check;
+pub mod coding;
 pub mod difference;
 pub mod error;
 pub mod header;
@@ -19,6 +20,7 @@ pub mod reader;
 pub mod route;
 pub mod scratch;
 pub mod step;
+pub mod step_reader;
 pub mod stream;
 pub mod text;
 pub mod writer;

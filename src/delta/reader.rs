@@ -7,7 +7,7 @@ use super::label::Label;
 use super::memory::{Footprint, Memory};
 use super::pack::Streams;
 use super::route::Route;
-use super::step::{StepBounds, StepReader};
+use super::step_reader::{StepBounds, StepReader};
 use super::stream::{ReadAt, StreamReader, Stretch};
 use super::{DeltaError, header::Codec};
 use std::io::Read;
@@ -96,9 +96,9 @@ impl Delta {
     /// Where a decompressor cannot be set up.
     pub fn steps(&self) -> Result<StepReader, DeltaError> {
         let batch_steps = self.header.limits.batch_steps;
-        let Header { deflate, zstd, .. } = self.header;
+        let features = self.header.features;
         let (old_len, new_len) = (self.old_bound(), self.header.new.len);
-        let bounds = StepBounds { old_len, new_len, batch_steps, deflate, zstd };
+        let bounds = StepBounds { old_len, new_len, batch_steps, features };
         StepReader::open(&self.streams, bounds)
     }
 

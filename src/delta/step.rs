@@ -1,11 +1,7 @@
 //! Steps: how the bytes of a data batch are made (spec, chapter 6). Sources are logical: offsets in the old or the new
 //! image, wherever those bytes currently lie.
 
-use super::DeltaError;
-use super::header::Kind;
-use super::pack::Streams;
-use super::stream::StreamReader;
-use crate::units::Extent;
+use super::coding::{Coding, Whole};
 
 /// What a step does. The numbers are the format's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,15 +29,19 @@ pub enum StepKind {
     TextCopy = 9,
     /// Bytes of the old text, differences added.
     TextAdd = 10,
-    /// Makes nothing itself: the text of zstd's blocks of the old image, for the next [`StepKind::PackZstd`].
+    /// Makes nothing itself: the text of zstd's blocks of the old image, for the next step that packs.
     UnpackZstd = 11,
     /// Bytes of the zstd blocks that a new text stands for, which the steps of the three kinds above make, right behind this one.
     PackZstd = 12,
+    /// As [`StepKind::UnpackZstd`], of LZMA2's chunks.
+    UnpackLzma = 13,
+    /// As [`StepKind::PackZstd`], of LZMA2's chunks.
+    PackLzma = 14,
 }
 
 impl StepKind {
     /// All kinds, by number.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::Literal,
         Self::Copy,
         Self::Add,
@@ -55,6 +55,8 @@ impl StepKind {
         Self::TextAdd,
         Self::UnpackZstd,
         Self::PackZstd,
+        Self::UnpackLzma,
+        Self::PackLzma,
     ];
 
     /// As the spec calls it.
@@ -74,6 +76,8 @@ impl StepKind {
             Self::TextAdd => "text-add",
             Self::UnpackZstd => "unpack-zstd",
             Self::PackZstd => "pack-zstd",
+            Self::UnpackLzma => "unpack-lzma",
+            Self::PackLzma => "pack-lzma",
         }
     }
 
@@ -81,7 +85,7 @@ impl StepKind {
     #[must_use]
     pub fn space(self) -> Option<Space> {
         match self {
-            Self::Copy | Self::Add | Self::Unpack | Self::UnpackZstd => Some(Space::Old),
+            Self::Copy | Self::Add | Self::Unpack | Self::UnpackZstd | Self::UnpackLzma => Some(Space::Old),
             Self::CopyNew | Self::AddNew => Some(Space::New),
             _ => None,
         }
@@ -108,13 +112,24 @@ impl StepKind {
     /// Whether it adds to the old text.
     #[must_use]
     pub fn unpacks(self) -> bool {
-        matches!(self, Self::Unpack | Self::UnpackZstd)
+        matches!(self, Self::Unpack | Self::UnpackZstd | Self::UnpackLzma)
     }
 
     /// Whether it makes compressed bytes of a new text.
     #[must_use]
     pub fn packs(self) -> bool {
-        matches!(self, Self::Deflate | Self::PackZstd)
+        matches!(self, Self::Deflate | Self::PackZstd | Self::PackLzma)
+    }
+
+    /// Which data it unpacks or packs; `None` where it does neither.
+    #[must_use]
+    pub fn coding(self) -> Option<Coding> {
+        match self {
+            Self::Unpack | Self::Deflate => Some(Coding::Deflate),
+            Self::UnpackZstd | Self::PackZstd => Some(Coding::Whole(Whole::Zstd)),
+            Self::UnpackLzma | Self::PackLzma => Some(Coding::Whole(Whole::Lzma)),
+            _ => None,
+        }
     }
 
     /// Whether it makes bytes of the image: then only do `dst` and `len` say where, and how many.
@@ -140,7 +155,7 @@ pub enum Space {
 }
 
 /// One step: `len` bytes of the new image from `dst`. What is different with the kinds of compressed data is said at
-/// [`Step::unpack`], [`Step::unpack_zstd`], [`Step::deflate`], [`Step::pack_zstd`] and [`Step::text`].
+/// [`Step::unpack`], [`Step::unpack_whole`], [`Step::deflate`], [`Step::pack_whole`] and [`Step::text`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step {
     /// What it does.
@@ -164,7 +179,7 @@ pub const UNPACK_MOST: u64 = 256 << 10;
 pub const BATCH_TEXT: u64 = 16 << 20;
 /// Most bits of a new text's first item that do not belong to the step: those of a header, and some to spare.
 pub const SKIP_MOST: u64 = 1 << 16;
-/// Most bytes of the zstd blocks that a new text stands for.
+/// Most bytes of the blocks or chunks that a new text stands for.
 pub const PACKED_MOST: u64 = 256 << 10;
 
 /// Where an unpack step begins, in its first byte and in a stream.
@@ -203,16 +218,25 @@ impl Step {
         Self { kind: StepKind::Deflate, dst, len, src: skip.into() }
     }
 
-    /// Unpacks `text_len` bytes of text from zstd's blocks, `len` bytes at `src`. They stand in `dst` as in [`Step::unpack`].
+    /// Unpacks `text_len` bytes of text from whole blocks or chunks, `len` bytes at `src`. They stand in `dst` as in
+    /// [`Step::unpack`].
     #[must_use]
-    pub fn unpack_zstd(src: u64, len: u64, text_len: u64) -> Self {
-        Self { kind: StepKind::UnpackZstd, dst: text_len << 4, len, src }
+    pub fn unpack_whole(coding: Whole, src: u64, len: u64, text_len: u64) -> Self {
+        let kind = match coding {
+            Whole::Zstd => StepKind::UnpackZstd,
+            Whole::Lzma => StepKind::UnpackLzma,
+        };
+        Self { kind, dst: text_len << 4, len, src }
     }
 
-    /// Makes `len` bytes at `dst`: those of the zstd blocks of a new text, without the first `skip`, which stand in `src`.
+    /// Makes `len` bytes at `dst`: those of the blocks or chunks of a new text, without the first `skip`, which stand in `src`.
     #[must_use]
-    pub fn pack_zstd(dst: u64, len: u64, skip: u64) -> Self {
-        Self { kind: StepKind::PackZstd, dst, len, src: skip }
+    pub fn pack_whole(coding: Whole, dst: u64, len: u64, skip: u64) -> Self {
+        let kind = match coding {
+            Whole::Zstd => StepKind::PackZstd,
+            Whole::Lzma => StepKind::PackLzma,
+        };
+        Self { kind, dst, len, src: skip }
     }
 
     /// What counts for [`BATCH_TEXT`]: the bytes unpacked and their text, or the bytes made of a new text.
@@ -259,234 +283,5 @@ impl Prediction {
         let displacement = self.of(space).checked_add(coded)?;
         *self.of(space) = displacement;
         dst.checked_add_signed(displacement).filter(|src| *src <= i64::MAX as u64)
-    }
-}
-
-/// Bounds that a step must keep.
-#[derive(Clone, Copy, Debug)]
-pub struct StepBounds {
-    /// Bytes of the old image; the largest offset there is where it is unknown.
-    pub old_len: u64,
-    /// Bytes of the new image.
-    pub new_len: u64,
-    /// Steps in a batch.
-    pub batch_steps: u32,
-    /// Whether there may be steps of deflated data.
-    pub deflate: bool,
-    /// Whether there may be steps of zstd's blocks.
-    pub zstd: bool,
-}
-
-impl StepBounds {
-    /// Whether there may be steps of this kind.
-    fn allow(&self, kind: StepKind) -> bool {
-        match kind {
-            StepKind::Unpack | StepKind::Deflate => self.deflate,
-            StepKind::UnpackZstd | StepKind::PackZstd => self.zstd,
-            kind => !kind.is_text() || self.deflate || self.zstd,
-        }
-    }
-}
-
-/// The old text of a batch while its steps are read.
-#[derive(Default)]
-struct OldText {
-    /// Bytes of it.
-    len: u64,
-    /// Whether the next unpack step adds to it; else a new one begins.
-    open: bool,
-    /// Whether anything was unpacked in the batch.
-    begun: bool,
-}
-
-/// Reads the steps of data batches, in order.
-pub struct StepReader {
-    kinds: StreamReader,
-    lengths: StreamReader,
-    sources: StreamReader,
-    prediction: Prediction,
-    bounds: StepBounds,
-    /// Of the steps of the batch so far: see [`BATCH_TEXT`].
-    text_bytes: u64,
-}
-
-impl StepReader {
-    /// Opens the step columns of a route.
-    ///
-    /// # Errors
-    /// Where a decompressor cannot be set up.
-    pub fn open(streams: &Streams, bounds: StepBounds) -> Result<Self, DeltaError> {
-        Ok(Self {
-            kinds: streams.open(Kind::StepKinds)?,
-            lengths: streams.open(Kind::StepLengths)?,
-            sources: streams.open(Kind::StepSources)?,
-            prediction: Prediction::default(),
-            bounds,
-            text_bytes: 0,
-        })
-    }
-
-    /// Reads the steps that tile the extents of the next data batch.
-    ///
-    /// # Errors
-    /// Anything that is not as the spec says.
-    pub fn read_batch(&mut self, extents: &[Extent], steps: &mut Vec<Step>) -> Result<(), DeltaError> {
-        steps.clear();
-        self.text_bytes = 0;
-        let mut old_text = OldText::default();
-        for extent in extents {
-            let bytes = extent.bytes(self.bounds.new_len);
-            let mut dst = bytes.start;
-            while dst < bytes.end {
-                let step = self.step(dst, bytes.end - dst, &mut old_text)?;
-                self.push(step, steps)?;
-                if step.kind.packs() {
-                    self.text_steps(&old_text, steps)?;
-                }
-                dst += if step.kind.unpacks() { 0 } else { step.len };
-            }
-        }
-        Ok(())
-    }
-
-    fn push(&mut self, step: Step, steps: &mut Vec<Step>) -> Result<(), DeltaError> {
-        if steps.len() >= self.bounds.batch_steps as usize {
-            return Err(DeltaError::field("steps of a batch", steps.len() as u64 + 1, "at most batch_steps"));
-        }
-        self.text_bytes += step.text_bytes();
-        if self.text_bytes > BATCH_TEXT {
-            return Err(DeltaError::field(
-                "bytes of texts in a batch",
-                self.text_bytes,
-                format!("at most {BATCH_TEXT}"),
-            ));
-        }
-        steps.push(step);
-        Ok(())
-    }
-
-    fn kind(&mut self, text: bool) -> Result<StepKind, DeltaError> {
-        let mut number = [0u8];
-        self.kinds.fill(&mut number)?;
-        let kind = StepKind::ALL.get(usize::from(number[0])).copied();
-        let range = match (text, self.bounds.deflate, self.bounds.zstd) {
-            (true, _, _) => "8 to 10 in a text",
-            (false, true, true) => "0 to 7, 11 or 12",
-            (false, true, false) => "0 to 7",
-            (false, false, true) => "0 to 5, 11 or 12",
-            (false, false, false) => "0 to 5",
-        };
-        let fits = |kind: &StepKind| kind.is_text() == text && self.bounds.allow(*kind);
-        kind.filter(fits).ok_or_else(|| DeltaError::field("step kind", number[0].into(), range))
-    }
-
-    /// The length of a step where there is `room`.
-    fn length(&mut self, room: u64) -> Result<u64, DeltaError> {
-        match self.lengths.varint()? {
-            0 => Ok(room),
-            len if len < room => Ok(len),
-            len => Err(DeltaError::field("step length", len, format!("0, or 1 to {}", room - 1))),
-        }
-    }
-
-    /// A number of the step lengths from 1 to `most`.
-    fn number(&mut self, what: &'static str, most: u64) -> Result<u64, DeltaError> {
-        let number = self.lengths.varint()?;
-        let fits = (1..=most).contains(&number);
-        if fits { Ok(number) } else { Err(DeltaError::field(what, number, format!("1 to {most}"))) }
-    }
-
-    fn step(&mut self, dst: u64, room: u64, old_text: &mut OldText) -> Result<Step, DeltaError> {
-        let kind = self.kind(false)?;
-        if kind.unpacks() {
-            return self.unpack_step(kind, dst, old_text);
-        }
-        let len = self.length(room)?;
-        if kind.packs() {
-            old_text.open = false;
-            return self.pack_step(kind, dst, len);
-        }
-        let Some(space) = kind.space() else { return Ok(Step { kind, dst, len, src: 0 }) };
-        let src = self.source(space, dst, len)?;
-        Ok(Step { kind, dst, len, src })
-    }
-
-    fn source(&mut self, space: Space, dst: u64, len: u64) -> Result<u64, DeltaError> {
-        let coded = self.sources.signed()?;
-        // That a new source is there already is for the order to say, see [P-9].
-        let limit = if space == Space::Old { self.bounds.old_len } else { self.bounds.new_len };
-        let src = self.prediction.decode(space, dst, coded);
-        src.filter(|src| src.checked_add(len).is_some_and(|end| end <= limit)).ok_or_else(|| {
-            DeltaError::field("step source", src.unwrap_or(u64::MAX), format!("{len} bytes before {limit}"))
-        })
-    }
-
-    fn pack_step(&mut self, kind: StepKind, dst: u64, len: u64) -> Result<Step, DeltaError> {
-        let skip = self.lengths.varint()?;
-        if kind == StepKind::Deflate {
-            return match u32::try_from(skip) {
-                Ok(bits) if skip < SKIP_MOST => Ok(Step::deflate(dst, len, bits)),
-                _ => Err(DeltaError::field("bits to skip", skip, format!("below {SKIP_MOST}"))),
-            };
-        }
-        if skip.checked_add(len).is_none_or(|end| end > PACKED_MOST) {
-            let most = PACKED_MOST.saturating_sub(len);
-            return Err(DeltaError::field("bytes to skip", skip, format!("at most {most}, and {len} bytes follow")));
-        }
-        Ok(Step::pack_zstd(dst, len, skip))
-    }
-
-    fn unpack_step(&mut self, kind: StepKind, dst: u64, old_text: &mut OldText) -> Result<Step, DeltaError> {
-        let len = self.number("bytes to unpack", UNPACK_MOST)?;
-        let zstd = kind == StepKind::UnpackZstd;
-        let number = if zstd { 0 } else { self.lengths.varint()? };
-        if number > 15 || number & 1 == 1 && !old_text.begun {
-            return Err(DeltaError::field("start of unpacking", number, "below 16, and even in a batch's first"));
-        }
-        if !std::mem::replace(&mut old_text.open, true) {
-            old_text.len = 0;
-        }
-        old_text.begun |= !zstd;
-        let text_len = self.number("bytes of text", OLD_TEXT - old_text.len)?;
-        old_text.len += text_len;
-        let src = self.source(Space::Old, dst, len)?;
-        if zstd {
-            return Ok(Step::unpack_zstd(src, len, text_len));
-        }
-        Ok(Step::unpack(src, len, Start { bit: (number >> 1) as u8, inside: number & 1 == 1 }, text_len))
-    }
-
-    /// The steps that make a new text.
-    fn text_steps(&mut self, old_text: &OldText, steps: &mut Vec<Step>) -> Result<(), DeltaError> {
-        let end = self.number("bytes of new text", NEW_TEXT)?;
-        let (mut dst, mut displacement) = (0, 0i64);
-        while dst < end {
-            let kind = self.kind(true)?;
-            let len = self.length(end - dst)?;
-            let mut src = 0;
-            if kind != StepKind::TextLiteral {
-                let moved = displacement.checked_add(self.sources.signed()?);
-                let there = moved
-                    .and_then(|moved| dst.checked_add_signed(moved))
-                    .filter(|src| src.checked_add(len).is_some_and(|end| end <= old_text.len));
-                src = there.ok_or_else(|| {
-                    DeltaError::field("text source", there.unwrap_or(u64::MAX), format!("before {}", old_text.len))
-                })?;
-                displacement = moved.unwrap_or_default();
-            }
-            self.push(Step::text(kind, dst, len, src), steps)?;
-            dst += len;
-        }
-        Ok(())
-    }
-
-    /// Checks that all columns have been read to their ends.
-    ///
-    /// # Errors
-    /// Left-over bytes.
-    pub fn finish(self) -> Result<(), DeltaError> {
-        self.kinds.finish()?;
-        self.lengths.finish()?;
-        self.sources.finish()
     }
 }

@@ -1,9 +1,9 @@
 //! The old text of a batch: what its unpack steps yield (spec, sections 6.6 and 6.7).
 
 use super::DeltaError;
-use super::step::{OLD_TEXT, PACKED_MOST, Step, StepKind, UNPACK_MOST};
+use super::coding::{BEYOND, Coding, TEXT_BEYOND, Whole};
+use super::step::{OLD_TEXT, PACKED_MOST, Step, UNPACK_MOST};
 use crate::deflate::{Unpacker, pack};
-use crate::zstd_block;
 
 /// Old texts, one after another.
 #[derive(Debug, Default)]
@@ -43,11 +43,9 @@ impl OldTexts {
         let end = self.text.len() + len as usize;
         // The last item may go beyond the end, which is refused then.
         self.text.reserve_exact((OLD_TEXT as usize + ITEM_MOST).saturating_sub(self.text.len()));
-        if step.kind == StepKind::UnpackZstd {
-            let unpacked = zstd_block::unpack(&self.source, len as usize, &mut self.text);
-            let right = unpacked.is_ok() && self.text.len() == end;
-            let wrong = DeltaError::Malformed("what is to be unpacked is not zstd's blocks");
-            return if right { Ok(()) } else { Err(wrong) };
+        if let Some(Coding::Whole(coding)) = step.kind.coding() {
+            let right = coding.unpack(&self.source, len as usize, &mut self.text) && self.text.len() == end;
+            return if right { Ok(()) } else { Err(DeltaError::Malformed(not_these(coding))) };
         }
         self.unpacker.jump(start.inside);
         let mut at = u64::from(start.bit);
@@ -76,24 +74,32 @@ impl OldTexts {
     }
 }
 
-/// More than the bytes of the longest item, a header, and those that zstd's blocks may have beyond.
-const ITEM_MOST: usize = if zstd_block::TEXT_BEYOND > 512 { zstd_block::TEXT_BEYOND } else { 512 };
+/// More than the bytes of the longest item, a header, and what the text of blocks may have beyond.
+const ITEM_MOST: usize = if TEXT_BEYOND > 512 { TEXT_BEYOND } else { 512 };
+
+fn not_these(coding: Whole) -> &'static str {
+    match coding {
+        Whole::Zstd => "what is to be unpacked is not zstd's blocks",
+        Whole::Lzma => "what is to be unpacked is not LZMA2's chunks",
+    }
+}
 
 /// Makes the bytes of a step of its new text; `packed` is memory for that.
 ///
 /// # Errors
 /// Where it is not a text, or one of too few bytes.
 pub fn pack_new(step: &Step, text: &[u8], packed: &mut Vec<u8>, target: &mut [u8]) -> Result<(), DeltaError> {
-    if step.kind == StepKind::Deflate {
+    let Some(Coding::Whole(coding)) = step.kind.coding() else {
         return pack(text, step.src as u32, target)
             .map_err(|_| DeltaError::Malformed("a text that cannot be deflated"));
-    }
+    };
     packed.clear();
-    packed.reserve_exact(PACKED_MOST as usize + zstd_block::BEYOND);
-    zstd_block::pack(text, PACKED_MOST as usize, packed)
-        .ok()
-        .and_then(|()| packed.get(step.src as usize..(step.src + step.len) as usize))
-        .filter(|made| made.len() == target.len())
-        .map(|made| target.copy_from_slice(made))
-        .ok_or(DeltaError::Malformed("a text that stands for no zstd blocks"))
+    packed.reserve_exact(PACKED_MOST as usize + BEYOND);
+    let right = coding.pack(text, PACKED_MOST as usize, packed);
+    let made = packed.get(step.src as usize..(step.src + step.len) as usize);
+    match made.filter(|made| right && made.len() == target.len()) {
+        Some(made) => target.copy_from_slice(made),
+        None => return Err(DeltaError::Malformed("a text that stands for no blocks, or for too few")),
+    }
+    Ok(())
 }

@@ -99,10 +99,8 @@ pub struct DeltaWriter<'a> {
     differences: DifferenceWriter,
     old_texts: OldTexts,
     new_texts: Option<&'a (dyn NewTexts + Sync)>,
-    /// Whether any step has to do with deflated data.
-    deflate: bool,
-    /// The same of zstd's blocks.
-    zstd: bool,
+    /// Incompatible features: which compressed data any step has to do with.
+    features: u64,
     threads: usize,
     /// As of [`Compression`].
     job: u32,
@@ -142,8 +140,7 @@ impl<'a> DeltaWriter<'a> {
             differences: DifferenceWriter::default(),
             old_texts: OldTexts::default(),
             new_texts: None,
-            deflate: false,
-            zstd: false,
+            features: 0,
             threads: threads as usize,
             job,
             columns: Kind::COLUMNS.into_iter().map(column).collect(),
@@ -354,10 +351,10 @@ impl<'a> DeltaWriter<'a> {
             regions: identity.regions.clone(),
         };
         let footprint = Footprint::of_order(&self.table, route.longer(identity.new.len), |_| Ok(()))?;
-        let (limits, label, deflate, zstd) = (self.limits, self.label.take(), self.deflate, self.zstd);
+        let (limits, label, features) = (self.limits, self.label.take(), self.features);
         let mut parts = self.parts(&route, level)?;
         parts.extend(label.map(|label| (Kind::Label, stored(label.as_str().into()))));
-        let header = Header { deflate, zstd, compatible: 0, new: identity.new, limits, sections: Vec::new() };
+        let header = Header { features, compatible: 0, new: identity.new, limits, sections: Vec::new() };
         let header = assemble(header, &route, footprint, parts, out)?;
         Ok((header, route))
     }

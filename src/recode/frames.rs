@@ -1,9 +1,10 @@
-//! zstd's compressed blocks in an image: found by the frames that they are in, and unpacked.
+//! Blocks of zstd and chunks of LZMA2 in an image: found by the frames that they are in, and unpacked.
 
+use super::container::{self, Unpacker};
 use super::texts::Limits;
+use crate::delta::coding::Whole;
 use crate::image::Image;
 use crate::parallel;
-use crate::zstd_block::{self, HEADER, Unpacker};
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::ops::Range;
@@ -13,10 +14,6 @@ use std::path::Path;
 const PIECE: u64 = 4 << 20;
 /// Bytes that are looked at together: where none of them begins a frame, as nearly everywhere, that is told at once.
 const STRIDE: usize = 64;
-/// The first bytes of a frame (RFC 8878, 3.1.1).
-const MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
-/// Most bytes of a block.
-const BLOCK_MOST: usize = 128 << 10;
 /// Compressed blocks that are unpacked in one go, and how many such goes there are before their texts are written.
 const JOB: usize = 64;
 const JOBS: usize = 4;
@@ -42,6 +39,8 @@ pub(super) struct Units {
 /// How blocks become units.
 #[derive(Clone, Copy)]
 pub(super) struct Grouping<'a> {
+    /// What is looked for.
+    pub coding: Whole,
     /// Bytes of a unit's text, at the most.
     pub most: usize,
     /// Which blocks are wanted: these are put together, but for large ones, and no units are made of others alone.
@@ -60,7 +59,8 @@ impl Units {
         limits: Limits,
         folder: &Path,
     ) -> io::Result<Self> {
-        let jobs = jobs(&blocks(image, &starts(image, ranges, limits.threads)));
+        let coding = grouping.coding;
+        let jobs = jobs(&blocks(image, coding, &starts(image, coding, ranges, limits.threads)));
         let mut units = Self::default();
         if jobs.is_empty() {
             return Ok(units);
@@ -98,7 +98,9 @@ impl Units {
 }
 
 /// Where frames begin: ascending.
-fn starts(image: &[u8], ranges: &[Range<u64>], threads: usize) -> Vec<usize> {
+fn starts(image: &[u8], coding: Whole, ranges: &[Range<u64>], threads: usize) -> Vec<usize> {
+    let magic = container::magic(coding);
+    let [one, two, ..] = *magic else { return Vec::new() };
     let cut = |range: &Range<u64>| {
         let end = range.end;
         (range.start..end).step_by(PIECE as usize).map(move |start| start..end.min(start + PIECE))
@@ -111,8 +113,8 @@ fn starts(image: &[u8], ranges: &[Range<u64>], threads: usize) -> Vec<usize> {
             let stop = end.min(at + STRIDE);
             let pairs = image[at..stop].iter().zip(&image[at + 1..]);
             // No short cuts: so the compiler makes it few instructions for many bytes.
-            if pairs.fold(false, |any, (first, second)| any | ((*first == MAGIC[0]) & (*second == MAGIC[1]))) {
-                starts.extend((at..stop).filter(|at| image[*at..].starts_with(&MAGIC)));
+            if pairs.fold(false, |any, (first, second)| any | ((*first == one) & (*second == two))) {
+                starts.extend((at..stop).filter(|at| image[*at..].starts_with(magic)));
             }
         }
         starts
@@ -120,42 +122,26 @@ fn starts(image: &[u8], ranges: &[Range<u64>], threads: usize) -> Vec<usize> {
     found.into_iter().flatten().collect()
 }
 
-/// The length of the header of the frame that these bytes begin with (RFC 8878, 3.1.1.1).
-fn frame_header(frame: &[u8]) -> Option<usize> {
-    let descriptor = *frame.get(MAGIC.len())?;
-    if descriptor & 0x18 > 0 {
-        return None; // a bit that must be 0, and one that nobody sets
-    }
-    let single = usize::from(descriptor >> 5 & 1);
-    let size = match descriptor >> 6 {
-        0 => single,
-        log => 1 << log,
-    };
-    Some(MAGIC.len() + 2 - single + size + [0, 1, 2, 4][usize::from(descriptor & 3)])
-}
-
 /// Where the compressed blocks of these frames are, frame by frame.
-fn blocks(image: &[u8], starts: &[usize]) -> Vec<Vec<Range<usize>>> {
+fn blocks(image: &[u8], coding: Whole, starts: &[usize]) -> Vec<Vec<Range<usize>>> {
     let (mut frames, mut behind) = (Vec::new(), 0);
-    for start in starts.iter().filter_map(|start| Some(start + frame_header(&image[*start..])?).filter(|_| true)) {
+    for start in starts.iter().filter_map(|start| Some(start + container::header(coding, &image[*start..])?)) {
         if start < behind {
             continue;
         }
         let (mut at, mut found) = (start, Vec::new());
-        while let Some([a, b, c]) = image.get(at..).and_then(|rest| rest.first_chunk::<HEADER>()) {
-            let header = u32::from_le_bytes([*a, *b, *c, 0]);
-            let (last, kind, size) = (header & 1, header >> 1 & 3, (header >> 3) as usize);
-            let end = at + HEADER + if kind == 1 { 1 } else { size };
-            if kind == 3 || size > BLOCK_MOST || end > image.len() {
+        while let Some(block) = image.get(at..).and_then(|rest| container::block(coding, rest)) {
+            let end = at + block.len;
+            if end > image.len() {
                 break;
             }
-            if kind == 2 {
+            if block.compressed {
                 found.push(at..end);
             }
             // What is broken off may hide another frame behind the last block that makes sense.
             behind = at;
             at = end;
-            if last == 1 {
+            if block.last {
                 behind = end;
                 break;
             }
@@ -189,14 +175,14 @@ fn unpack(image: &[u8], blocks: &[Range<usize>], grouping: Grouping<'_>) -> Vec<
         let wanted = (grouping.wanted)(&bytes);
         let follows = units.last().is_some_and(|(last, _)| last.end == bytes.start);
         let content = &image[block.clone()];
-        let (mut alone, mut text) = (Unpacker::default(), Vec::new());
-        let apart = alone.next(content, grouping.most, &mut text).is_ok();
+        let (mut alone, mut text) = (Unpacker::new(grouping.coding), Vec::new());
+        let apart = alone.next(content, grouping.most, &mut text);
         if let (Some(known), Some((last, before)), true) = (codes.as_mut(), units.last_mut(), follows) {
             let len = before.len();
             let small = grouping.new && wanted && len + text.len() <= TOGETHER;
             if !apart || small {
                 let most = grouping.most.saturating_sub(len);
-                if known.next(content, most, before).is_ok() {
+                if known.next(content, most, before) {
                     last.end = bytes.end;
                     continue;
                 }
@@ -209,14 +195,14 @@ fn unpack(image: &[u8], blocks: &[Range<usize>], grouping: Grouping<'_>) -> Vec<
         }
     }
     if grouping.new {
-        units.retain(|(bytes, text)| (grouping.wanted)(bytes) && is_right(image, bytes, text));
+        units.retain(|(bytes, text)| (grouping.wanted)(bytes) && is_right(image, grouping.coding, bytes, text));
     }
     units
 }
 
 /// Whether a text stands for these bytes: there are ways to write a block that it cannot tell.
-fn is_right(image: &[u8], bytes: &Range<u64>, text: &[u8]) -> bool {
+fn is_right(image: &[u8], coding: Whole, bytes: &Range<u64>, text: &[u8]) -> bool {
     let there = &image[bytes.start as usize..bytes.end as usize];
     let mut packed = Vec::with_capacity(there.len());
-    zstd_block::pack(text, there.len(), &mut packed).is_ok() && packed == there
+    coding.pack(text, there.len(), &mut packed) && packed == there
 }

@@ -1,9 +1,10 @@
-//! Deflated data that changed: found in both images, matched by their texts, and described as changes of these.
+//! Compressed data that changed: found in both images, matched by their texts, and described as changes of these.
 //!
-//! [`find`] tells where deflated data may begin, [`midst`] where they go on elsewhere, [`stream`] unpacks one stream,
+//! Deflated data: [`find`] tells where they may begin, [`midst`] where they go on elsewhere, [`stream`] unpacks one stream,
 //! [`texts`] all of them and knows where everything stands, [`steps`] makes steps. Which stretches of the new image are
-//! worth it is decided here.
+//! worth it is decided here. Blocks of zstd and chunks of LZMA2: [`frames`] finds and unpacks them, [`whole`] decides.
 
+mod container;
 mod find;
 mod frames;
 mod midst;
@@ -12,9 +13,10 @@ mod stream;
 #[cfg(test)]
 mod tests;
 mod texts;
-mod zstd;
+mod whole;
 
 use crate::compare::View;
+use crate::delta::coding::Whole;
 use crate::delta::step::Step;
 use crate::delta::writer::NewTexts;
 use crate::matcher::{self, Run, Source};
@@ -24,7 +26,7 @@ use std::io;
 use std::ops::Range;
 use std::path::Path;
 use texts::{Limits, Search, Texts};
-use zstd::{ZstdRecoding, recode_zstd};
+use whole::{WholeRecoding, recode_whole};
 
 /// Literals of fewer bytes, in all, are not looked at.
 const WORTH: u64 = 2 << 10;
@@ -54,7 +56,7 @@ struct Recoding<'a> {
 /// How the compressed data of a new image are made from those of an old one.
 pub(crate) struct Recodings<'a> {
     deflate: Option<Recoding<'a>>,
-    zstd: Option<ZstdRecoding>,
+    whole: Vec<WholeRecoding>,
 }
 
 /// Looks at what `runs` have as literals for compressed data that can be made from those of the old image. Returns how, and
@@ -74,24 +76,27 @@ pub(crate) fn recode<'a>(
         Some((recoding, runs)) => (Some(recoding), runs),
         None => (None, runs.to_vec()),
     };
-    let (zstd, runs) = match recode_zstd(old, new, &runs, options, folder)? {
-        Some((recoding, runs)) => (Some(recoding), runs),
-        None => (None, runs),
-    };
-    let any = deflate.is_some() || zstd.is_some();
-    Ok(any.then_some((Recodings { deflate, zstd }, runs)))
+    let (mut runs, mut whole) = (runs, Vec::new());
+    for coding in [Whole::Zstd, Whole::Lzma] {
+        if let Some((recoding, recoded)) = recode_whole(coding, old, new, &runs, options, folder)? {
+            whole.push(recoding);
+            runs = recoded;
+        }
+    }
+    let any = deflate.is_some() || !whole.is_empty();
+    Ok(any.then_some((Recodings { deflate, whole }, runs)))
 }
 
 impl Recodings<'_> {
     /// Who recodes these bytes.
-    fn zstd(&self, bytes: &Range<u64>) -> Option<&ZstdRecoding> {
-        self.zstd.as_ref().filter(|recoding| recoding.has(bytes))
+    fn whole(&self, bytes: &Range<u64>) -> Option<&WholeRecoding> {
+        self.whole.iter().find(|recoding| recoding.has(bytes))
     }
 }
 
 impl Recode for Recodings<'_> {
     fn steps(&self, bytes: Range<u64>, steps: &mut Vec<Step>) {
-        match (self.zstd(&bytes), &self.deflate) {
+        match (self.whole(&bytes), &self.deflate) {
             (Some(recoding), _) => recoding.steps(bytes, steps),
             (None, Some(recoding)) => recoding.steps(bytes, steps),
             (None, None) => {}
@@ -99,7 +104,7 @@ impl Recode for Recodings<'_> {
     }
 
     fn parts(&self, bytes: Range<u64>) -> Vec<Range<u64>> {
-        match (self.zstd(&bytes), &self.deflate) {
+        match (self.whole(&bytes), &self.deflate) {
             (Some(recoding), _) => recoding.parts(bytes),
             (None, Some(recoding)) => recoding.parts(bytes),
             (None, None) => Vec::new(),
@@ -109,7 +114,7 @@ impl Recode for Recodings<'_> {
 
 impl NewTexts for Recodings<'_> {
     fn text(&self, bytes: Range<u64>) -> Option<(Vec<u8>, u32)> {
-        match self.zstd(&bytes) {
+        match self.whole(&bytes) {
             Some(recoding) => recoding.text(bytes),
             None => self.deflate.as_ref()?.text(bytes),
         }

@@ -142,8 +142,7 @@ fn keep_undo(
 /// a block that was torn makes the answer `false`.
 fn is_undo(undo: &Opened, fresh: &Complete<'_>, device: &dyn Device) -> Result<bool, SurveyError> {
     let Opened { delta, order } = undo;
-    let reads =
-        order.source_blocks > 0 || delta.route.counts.scratch_blocks > 0 || delta.header.deflate || delta.header.zstd;
+    let reads = order.source_blocks > 0 || delta.route.counts.scratch_blocks > 0 || delta.header.features > 0;
     if delta.route.old != Some(fresh.old) || reads {
         return Ok(false);
     }

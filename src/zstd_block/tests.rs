@@ -48,7 +48,9 @@ static CONTENT: LazyLock<Vec<u8>> = LazyLock::new(|| {
         let number = i.wrapping_mul(2_654_435_761);
         match i / 3000 % 3 {
             0 => content.extend(format!("entry {} of the table: value {}\n", number >> 22, number >> 15).bytes()),
-            1 => content.extend([(number >> 24) as u8 & 31, 0, 0, (number >> 16) as u8, i as u8, (i >> 8) as u8, 0, 72]),
+            1 => {
+                content.extend([(number >> 24) as u8 & 31, 0, 0, (number >> 16) as u8, i as u8, (i >> 8) as u8, 0, 72])
+            }
             _ => content.extend((number >> 12).to_le_bytes()),
         }
         if content.len() > 4 << 20 {

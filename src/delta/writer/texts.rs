@@ -2,6 +2,7 @@
 
 use super::{DeltaWriter, FLUSH, WriteError, slice};
 use crate::delta::DeltaError;
+use crate::delta::coding::Coding;
 use crate::delta::header::Kind;
 use crate::delta::step::{Space, Step, StepKind};
 use crate::delta::text::pack_new;
@@ -19,8 +20,8 @@ pub trait NewTexts {
 impl DeltaWriter<'_> {
     /// Adds an unpack step that stands where the new image's byte `at` is next.
     pub(super) fn add_unpack(&mut self, step: &Step, at: u64) -> Result<(), WriteError> {
-        let zstd = step.kind == StepKind::UnpackZstd;
-        (self.deflate, self.zstd) = (self.deflate || !zstd, self.zstd || zstd);
+        let coding = step.kind.coding();
+        self.features |= coding.map_or(0, Coding::feature);
         let (old, (start, text_len)) = (self.old, step.unpacked());
         self.old_texts.unpack(step, |source| {
             let there = slice(old, &(step.src..step.src + step.len));
@@ -29,7 +30,7 @@ impl DeltaWriter<'_> {
             Ok(())
         })?;
         self.column(Kind::StepKinds).push(step.kind as u8);
-        let start = (!zstd).then(|| start.number());
+        let start = (coding == Some(Coding::Deflate)).then(|| start.number());
         for number in [Some(step.len), start, Some(text_len)].into_iter().flatten() {
             varint::put(self.column(Kind::StepLengths), number);
         }
@@ -46,8 +47,7 @@ impl DeltaWriter<'_> {
         extents: &[Extent],
         made: &[u8],
     ) -> Result<(), WriteError> {
-        let zstd = step.kind == StepKind::PackZstd;
-        (self.deflate, self.zstd) = (self.deflate || !zstd, self.zstd || zstd);
+        self.features |= step.kind.coding().map_or(0, Coding::feature);
         let wrong = || DeltaError::Malformed("a text that is not that of the new image's bytes");
         let texts = self.new_texts.and_then(|texts| texts.text(step.dst..step.dst + step.len));
         let is_right = |(text, skip): &(Vec<u8>, u32)| {

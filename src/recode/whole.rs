@@ -1,9 +1,10 @@
-//! zstd's blocks that changed: matched by their texts, and described as changes of these.
+//! Blocks of zstd and chunks of LZMA2 that changed: matched by their texts, and described as changes of these.
 
 use super::frames::{Grouping, Unit, Units};
 use super::texts::Limits;
 use super::{LEAST, OLD_ANYWAY, OLD_PER_NEW, WORTH, near_literals, replaced};
 use crate::compare::View;
+use crate::delta::coding::Whole;
 use crate::delta::step::{NEW_TEXT, OLD_TEXT, PACKED_MOST, Step, StepKind, UNPACK_MOST};
 use crate::delta::writer::NewTexts;
 use crate::matcher::{self, Run, Source};
@@ -20,8 +21,9 @@ const SOURCES_MOST: u64 = SOURCES_EACH * BLOCK;
 /// The same of the old texts.
 const TEXT_EACH: u64 = 64;
 const TEXT_MOST: u64 = OLD_TEXT / 4;
-/// Steps for a unit, at the most, and the bytes made for each of them.
-const STEPS_MOST: usize = 1 << 10;
+/// Steps for a unit, at the most, and the bytes made for each of them: two large units may meet in a block, with small ones
+/// between them, and all of their steps must fit a batch.
+const STEPS_MOST: usize = 1500;
 const STEP_BYTES: u64 = 8;
 /// An old unit of which fewer bytes are of use is not worth its unpacking.
 const USE_LEAST: u64 = 256;
@@ -30,7 +32,8 @@ const UNIT_COST: u64 = 16;
 const UNPACK_COST: u64 = 9;
 
 /// How units of a new image are made from those of an old one.
-pub(crate) struct ZstdRecoding {
+pub(crate) struct WholeRecoding {
+    coding: Whole,
     old: Units,
     new: Units,
     /// Ascending.
@@ -48,22 +51,23 @@ struct Chosen {
     cost: u64,
 }
 
-/// Looks at what `runs` have as literals for zstd's blocks that can be made from those of the old image; as
+/// Looks at what `runs` have as literals for blocks or chunks that can be made from those of the old image; as
 /// [`recode`](super::recode_deflate).
-pub(super) fn recode_zstd(
+pub(super) fn recode_whole(
+    coding: Whole,
     old: View<'_>,
     new: View<'_>,
     runs: &[Run],
     options: &matcher::Options,
     folder: &Path,
-) -> io::Result<Option<(ZstdRecoding, Vec<Run>)>> {
+) -> io::Result<Option<(WholeRecoding, Vec<Run>)>> {
     let ranges = near_literals(runs, new);
     if ranges.is_empty() {
         return Ok(None);
     }
     let limits = Limits { stream: NEW_TEXT as usize, all: u64::MAX, threads: options.threads };
     let wanted = |bytes: &Range<u64>| literal_bytes(runs, bytes).is_some_and(|len| len * 2 > bytes.end - bytes.start);
-    let grouping = Grouping { most: NEW_TEXT as usize, wanted: &wanted, new: true };
+    let grouping = Grouping { coding, most: NEW_TEXT as usize, wanted: &wanted, new: true };
     let new_units = Units::find(new.bytes, &ranges, grouping, limits, folder)?;
     let candidates: Vec<(usize, u64)> = (0..new_units.list.len())
         .filter_map(|i| {
@@ -80,7 +84,7 @@ pub(super) fn recode_zstd(
         return Ok(None);
     }
     let limits = Limits { all: new_text.saturating_mul(OLD_PER_NEW).saturating_add(OLD_ANYWAY), ..limits };
-    let grouping = Grouping { most: TEXT_MOST as usize, wanted: &|_| true, new: false };
+    let grouping = Grouping { coding, most: TEXT_MOST as usize, wanted: &|_| true, new: false };
     let old_units = Units::find(old.bytes, old.data, grouping, limits, folder)?;
     if old_units.list.is_empty() {
         return Ok(None);
@@ -89,7 +93,7 @@ pub(super) fn recode_zstd(
     let all = 0..old_bytes.len() as u64;
     let options = &matcher::Options { revise: false, ..*options };
     let text_runs = matcher::find_runs(old_bytes, std::slice::from_ref(&all), new_units.text.bytes(), &texts, options);
-    let mut recoding = ZstdRecoding { old: old_units, new: new_units, chosen: Vec::new() };
+    let mut recoding = WholeRecoding { coding, old: old_units, new: new_units, chosen: Vec::new() };
     let choose = |(i, literal): (usize, u64)| {
         let unit = recoding.new.list.get(i)?;
         let chosen = recoding.choose(unit, &text_runs)?;
@@ -118,7 +122,7 @@ fn literal_bytes(runs: &[Run], bytes: &Range<u64>) -> Option<u64> {
     Some(sum)
 }
 
-impl ZstdRecoding {
+impl WholeRecoding {
     /// How to make a unit, within bounds.
     fn choose(&self, unit: &Unit, text_runs: &[Run]) -> Option<Chosen> {
         let mut runs = self.split(unit, text_runs);
@@ -135,7 +139,7 @@ impl ZstdRecoding {
             }
         }
         let runs = joined(runs.into_iter().map(|(run, _)| run));
-        if runs.len() > STEPS_MOST.min(((unit.bytes.end - unit.bytes.start) / STEP_BYTES) as usize + 8) {
+        if runs.len() + old.len() > STEPS_MOST.min(((unit.bytes.end - unit.bytes.start) / STEP_BYTES) as usize + 8) {
             return None;
         }
         let cost = self.cost(unit, &runs) + UNIT_COST + UNPACK_COST * old.len() as u64;
@@ -225,9 +229,9 @@ impl ZstdRecoding {
             len += text;
             match steps.last_mut() {
                 Some(last) if last.src + last.len == unit.bytes.start && last.len + bytes <= UNPACK_MOST => {
-                    *last = Step::unpack_zstd(last.src, last.len + bytes, last.unpacked().1 + text);
+                    *last = Step::unpack_whole(self.coding, last.src, last.len + bytes, last.unpacked().1 + text);
                 }
-                _ => steps.push(Step::unpack_zstd(unit.bytes.start, bytes, text)),
+                _ => steps.push(Step::unpack_whole(self.coding, unit.bytes.start, bytes, text)),
             }
         }
         (steps, bases)
@@ -241,7 +245,7 @@ impl ZstdRecoding {
         }
         let (unpack, bases) = self.unpack(&chosen.old);
         steps.extend(unpack);
-        steps.push(Step::pack_zstd(bytes.start, len, bytes.start - chosen.unit.bytes.start));
+        steps.push(Step::pack_whole(self.coding, bytes.start, len, bytes.start - chosen.unit.bytes.start));
         for run in &chosen.runs {
             let place = |src: u64| {
                 let i = bases.partition_point(|(start, _)| *start <= src).checked_sub(1)?;
@@ -269,7 +273,7 @@ fn joined(runs: impl Iterator<Item = Run>) -> Vec<Run> {
     joined
 }
 
-impl Recode for ZstdRecoding {
+impl Recode for WholeRecoding {
     fn steps(&self, bytes: Range<u64>, steps: &mut Vec<Step>) {
         for chosen in self.having(&bytes) {
             let unit = &chosen.unit.bytes;
@@ -282,7 +286,7 @@ impl Recode for ZstdRecoding {
     }
 }
 
-impl NewTexts for ZstdRecoding {
+impl NewTexts for WholeRecoding {
     fn text(&self, bytes: Range<u64>) -> Option<(Vec<u8>, u32)> {
         let [chosen] = self.having(&bytes) else { return None };
         let skip = u32::try_from(bytes.start.checked_sub(chosen.unit.bytes.start)?).ok()?;
