@@ -37,6 +37,23 @@ fn a_change_in_compressed_data_costs_what_changed_in_their_content() {
     }
 }
 
+/// The first blocks of a frame stay what and where they are, those that use their codes change; among others that do.
+#[test]
+fn what_changes_only_from_some_block_on_is_made_whole() {
+    for level in [1, 3, 6, 15, 19] {
+        let image = |edition| {
+            let mut image = Vec::new();
+            for part in 0..6 {
+                let content = [lines(part, 9000, 0), lines(part + 9, 9000, edition), lines(part, 4000, 0)].concat();
+                image.extend(zstd(&content, level));
+                image.resize(image.len().next_multiple_of(BLOCK) + BLOCK, 0);
+            }
+            with_room(image)
+        };
+        round_trip(&image(0), &image(1));
+    }
+}
+
 /// Where it would not be shorter, nothing is unpacked.
 #[test]
 fn unrelated_compressed_data_stay_as_they_are() {

@@ -62,7 +62,9 @@ pub enum DeltaError {
     /// The order breaks one of the rules that make a restart safe.
     #[error("it is unsafe to apply: batch {batch} breaks rule {rule} at block {block}; make it anew")]
     Rule {
-        /// `R1` to `R4`, or `source` for a read of bytes that are no longer there.
+        /// `R1` to `R4`, or `source` for a read of bytes that are no longer there; of a writer also `tiling`: steps that do
+        /// not make the extents one byte behind the other, or (then the batch is that behind the last) no batch that makes
+        /// the block, which changes.
         rule: &'static str,
         /// The batch's number, from 0.
         batch: u64,

@@ -42,7 +42,7 @@ pub struct NewBatch {
 }
 
 impl NewBatch {
-    fn kind(&self) -> BatchKind {
+    pub(crate) fn kind(&self) -> BatchKind {
         match (self.save, self.zero) {
             (true, _) => BatchKind::Save,
             (false, true) => BatchKind::Zero,
@@ -75,6 +75,22 @@ pub enum WriteError {
     /// The planner's order breaks a rule: a bug, caught before a delta exists.
     #[error("internal error: the planned order is not safe ({0}); please report it")]
     Plan(#[from] super::DeltaError),
+}
+
+/// The block from which on the steps of a batch do not make its extents, one byte behind the other.
+fn stray_step(batch: &NewBatch, new_len: u64) -> Option<u64> {
+    let mut steps = batch.steps.iter().filter(|step| step.kind.makes());
+    for extent in &batch.extents {
+        let bytes = extent.bytes(new_len);
+        let mut at = bytes.start;
+        while at < bytes.end {
+            match steps.next() {
+                Some(step) if step.dst == at && step.len <= bytes.end - at => at += step.len,
+                _ => return Some(at / BLOCK),
+            }
+        }
+    }
+    steps.next().map(|step| step.dst / BLOCK)
 }
 
 /// Room for the lengths at the start of a pack.
@@ -216,6 +232,9 @@ impl<'a> DeltaWriter<'a> {
         }
         self.count(batch, kind, &sources);
         if kind == BatchKind::Data {
+            if let Some(block) = stray_step(batch, self.new_len) {
+                return Err(super::DeltaError::Rule { rule: "tiling", batch: index, block }.into());
+            }
             let text_bytes = batch.steps.iter().map(Step::text_bytes).sum();
             if text_bytes > BATCH_TEXT {
                 return Err(super::DeltaError::field(

@@ -3,6 +3,7 @@
 use super::DiffOptions;
 use crate::blockset::BlockSet;
 use crate::compare::{Comparison, View};
+use crate::delta::batch::BatchKind;
 use crate::delta::check::check_order;
 use crate::delta::header::Kind;
 use crate::delta::route::region_log;
@@ -11,7 +12,7 @@ use crate::delta::writer::{DeltaWriter, Identity, NewBatch, NewTexts, WriteError
 use crate::delta::{Delta, DeltaError};
 use crate::digest::ImageId;
 use crate::monitor::Monitor;
-use crate::units::BLOCK;
+use crate::units::{BLOCK, Extent};
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
@@ -55,6 +56,7 @@ pub(super) fn write_delta(
 ) -> Result<(), WriteError> {
     let mut touched = BlockSet::new();
     draft.batches.iter().flat_map(|batch| &batch.extents).for_each(|extent| touched.insert(*extent));
+    makes_all(draft.batches, &comparison.changed)?;
     monitor.phase("hashing", 0);
     let log = region_log(comparison.old.len.min(comparison.new.len));
     let (untouched, regions) = comparison.untouched(draft.unchanged, &touched, log, options.threads);
@@ -82,6 +84,19 @@ pub(super) fn write_delta(
     }
     writer.finish(&identity, level, out)?;
     Ok(())
+}
+
+/// Whether each of these blocks is made by some batch: whoever patches could tell only at the end that one is not.
+fn makes_all(batches: &[NewBatch], changed: &[Extent]) -> Result<(), WriteError> {
+    let mut made = BlockSet::new();
+    let finals = batches.iter().filter(|batch| batch.kind() != BatchKind::Save);
+    finals.flat_map(|batch| &batch.extents).for_each(|extent| made.insert(*extent));
+    match changed.iter().flat_map(|extent| made.runs_in(*extent)).find(|(_, made)| !made) {
+        Some((missing, _)) => {
+            Err(DeltaError::Rule { rule: "tiling", batch: batches.len() as u64, block: missing.start }.into())
+        }
+        None => Ok(()),
+    }
 }
 
 /// zstd's level for each of ours. Literals may be long (those that a signature leaves over, for one, are five times as

@@ -68,7 +68,8 @@ fn zstd_block(bytes: &[u8]) -> Option<Block> {
     let (last, kind, size) = (header & 1 == 1, header >> 1 & 3, (header >> 3) as usize);
     let content = if kind == 1 { 1 } else { size };
     let block = Block { len: zstd_block::HEADER + content, compressed: kind == 2, last };
-    (kind != 3 && size <= ZSTD_BLOCK_MOST).then_some(block)
+    // Compressed data have at least the header of their literals and a number of sequences.
+    (kind != 3 && size <= ZSTD_BLOCK_MOST && (kind != 2 || size >= 2)).then_some(block)
 }
 
 /// The first byte: 0 for the end; 1 or 2 for what is not compressed.

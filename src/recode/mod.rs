@@ -280,12 +280,15 @@ fn replaced(runs: &[Run], ranges: &[Range<u64>], source: Source) -> Vec<Run> {
                 Some(range) => (range.start.min(end), false),
                 None => (end, false),
             };
-            // Another range is that of another section, or not side by side.
-            let range_goes_on = ranges.peek().is_some_and(|range| range.start < at);
             if inside {
-                match out.last_mut() {
-                    Some(last) if range_goes_on => last.len += stop - at,
-                    _ => out.push(Run { dst: at, len: stop - at, source }),
+                // Another range is that of another section, or not side by side; and in the midst of a range there may be
+                // what does not change, and so has no run.
+                let begun = |last: &&mut Run| {
+                    last.dst + last.len == at && ranges.peek().is_some_and(|range| range.start <= last.dst)
+                };
+                match out.last_mut().filter(begun) {
+                    Some(last) => last.len += stop - at,
+                    None => out.push(Run { dst: at, len: stop - at, source }),
                 }
             } else {
                 out.push(run.part(at - run.dst, stop - at));

@@ -307,3 +307,36 @@ fn check_stretch(images: &Images, from: u64, len: u64) -> Result<(), TestCaseErr
     }
     Ok(())
 }
+
+/// Runs lie where something changes: in front of a range, in its midst and behind it there may be none.
+#[test]
+fn ranges_are_replaced_only_where_there_are_runs() {
+    let run = |dst, len, source| Run { dst, len, source };
+    let literal = |dst, len| run(dst, len, Source::Literal);
+    let recoded = |dst, len| run(dst, len, Source::Deflate);
+    let runs = [literal(0, 4), literal(10, 5), run(15, 5, Source::Copy { src: 7 }), literal(30, 10), literal(50, 10)];
+    let cases: [(&[Range<u64>], &[Run]); 6] = [
+        (std::slice::from_ref(&(8..20)), &[literal(0, 4), recoded(10, 10), literal(30, 10), literal(50, 10)]),
+        (
+            std::slice::from_ref(&(12..35)),
+            &[literal(0, 4), literal(10, 2), recoded(12, 8), recoded(30, 5), literal(35, 5), literal(50, 10)],
+        ),
+        (
+            std::slice::from_ref(&(2..17)),
+            &[
+                literal(0, 2),
+                recoded(2, 2),
+                recoded(10, 7),
+                run(17, 3, Source::Copy { src: 9 }),
+                literal(30, 10),
+                literal(50, 10),
+            ],
+        ),
+        (std::slice::from_ref(&(20..50)), &[literal(0, 4), literal(10, 5), runs[2], recoded(30, 10), literal(50, 10)]),
+        (&[30..35, 35..60], &[literal(0, 4), literal(10, 5), runs[2], recoded(30, 5), recoded(35, 5), recoded(50, 10)]),
+        (&[4..10, 20..30], &runs),
+    ];
+    for (ranges, expected) in cases {
+        assert_eq!(replaced(&runs, ranges, Source::Deflate), expected, "{ranges:?}");
+    }
+}

@@ -66,15 +66,15 @@ pub(super) fn recode_whole(
         return Ok(None);
     }
     let limits = Limits { stream: NEW_TEXT as usize, all: u64::MAX, threads: options.threads };
-    let wanted = |bytes: &Range<u64>| literal_bytes(runs, bytes).is_some_and(|len| len * 2 > bytes.end - bytes.start);
+    let wanted =
+        |bytes: &Range<u64>| Gain::of(runs, bytes).is_some_and(|gain| gain.literal * 2 > bytes.end - bytes.start);
     let grouping = Grouping { coding, most: NEW_TEXT as usize, wanted: &wanted, new: true };
     let new_units = Units::find(new.bytes, &ranges, grouping, limits, folder)?;
-    let candidates: Vec<(usize, u64)> = (0..new_units.list.len())
+    let candidates: Vec<(usize, Gain)> = (0..new_units.list.len())
         .filter_map(|i| {
             let bytes = &new_units.list[i].bytes;
-            let len =
-                literal_bytes(runs, bytes).filter(|len| *len >= LEAST && bytes.end - bytes.start <= PACKED_MOST)?;
-            Some((i, len))
+            let gain = Gain::of(runs, bytes)?;
+            (gain.literal >= LEAST && bytes.end - bytes.start <= PACKED_MOST).then_some((i, gain))
         })
         .collect();
     let mut texts: Vec<Range<u64>> = candidates.iter().map(|(i, _)| new_units.list[*i].text.clone()).collect();
@@ -94,10 +94,10 @@ pub(super) fn recode_whole(
     let options = &matcher::Options { revise: false, ..*options };
     let text_runs = matcher::find_runs(old_bytes, std::slice::from_ref(&all), new_units.text.bytes(), &texts, options);
     let mut recoding = WholeRecoding { coding, old: old_units, new: new_units, chosen: Vec::new() };
-    let choose = |(i, literal): (usize, u64)| {
+    let choose = |(i, Gain { literal, pieces }): (usize, Gain)| {
         let unit = recoding.new.list.get(i)?;
         let chosen = recoding.choose(unit, &text_runs)?;
-        (chosen.cost < literal - literal / 8).then_some(chosen)
+        (chosen.cost * pieces < literal - literal / 8).then_some(chosen)
     };
     recoding.chosen = candidates.into_iter().filter_map(choose).collect();
     if recoding.chosen.is_empty() {
@@ -108,18 +108,29 @@ pub(super) fn recode_whole(
     Ok(Some((recoding, runs)))
 }
 
-/// How many of these bytes are literals; `None` where others are recoded already.
-fn literal_bytes(runs: &[Run], bytes: &Range<u64>) -> Option<u64> {
-    let first = runs.partition_point(|run| run.dst + run.len <= bytes.start);
-    let mut sum = 0;
-    for run in runs[first..].iter().take_while(|run| run.dst < bytes.end) {
-        match run.source {
-            Source::Literal => sum += (run.dst + run.len).min(bytes.end) - run.dst.max(bytes.start),
-            Source::Deflate => return None,
-            _ => {}
+/// What may be gained of some bytes.
+struct Gain {
+    /// How many of them are literals.
+    literal: u64,
+    /// How many pieces of them change, with something between them that does not: each takes all steps of its unit.
+    pieces: u64,
+}
+
+impl Gain {
+    /// `None` where some of these bytes are recoded already.
+    fn of(runs: &[Run], bytes: &Range<u64>) -> Option<Self> {
+        let first = runs.partition_point(|run| run.dst + run.len <= bytes.start);
+        let (mut gain, mut end) = (Self { literal: 0, pieces: 0 }, None);
+        for run in runs[first..].iter().take_while(|run| run.dst < bytes.end) {
+            match run.source {
+                Source::Literal => gain.literal += (run.dst + run.len).min(bytes.end) - run.dst.max(bytes.start),
+                Source::Deflate => return None,
+                _ => {}
+            }
+            gain.pieces += u64::from(end.replace(run.dst + run.len) != Some(run.dst));
         }
+        Some(gain)
     }
-    Some(sum)
 }
 
 impl WholeRecoding {

@@ -92,10 +92,10 @@ impl<'a> Parts<'a> {
         self.sequences.reserve_exact(count);
         for _ in 0..count {
             let literal = u32::try_from(number(rest)?).ok()?;
-            self.literals.extend_from_slice(take(rest, literal as usize)?);
-            if self.literals.len() > literals {
+            if literal as usize > literals - self.literals.len() {
                 return None;
             }
+            self.literals.extend_from_slice(take(rest, literal as usize)?);
             let matched = u32::try_from(number(rest)?).ok()?.checked_add(3)?;
             let offset = u32::try_from(number(rest)?).ok()?;
             self.sequences.push([literal, offset, matched]);
