@@ -18,7 +18,6 @@ pub mod image;
 pub mod info;
 pub mod judge;
 mod looking;
-/// Chunks of LZMA2 as texts.
 pub mod lzma_chunk;
 mod maker;
 pub mod matcher;

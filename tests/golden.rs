@@ -4,7 +4,7 @@
 
 use blkpatch::delta::Delta;
 use blkpatch::delta::batch::{BatchKind, BatchTable};
-use blkpatch::delta::header::{Codec, DEFLATE, FIXED_LEN, Header, Kind, NO_ROUTE, Section};
+use blkpatch::delta::header::{Codec, DEFLATE, FIXED_LEN, Header, Kind, NO_ROUTE, Section, ZSTD};
 use blkpatch::delta::route::Counts;
 use blkpatch::delta::step::StepKind;
 use blkpatch::units::Extent;
@@ -22,7 +22,7 @@ fn good() -> Vec<u8> {
 }
 
 /// (file, what the message must say)
-const REFUSED: [(&str, &str); 32] = [
+const REFUSED: [(&str, &str); 34] = [
     ("bad-magic.delta", "not a blkpatch delta"),
     ("bad-text-mode.delta", "text-mode transfer"),
     ("bad-header-bit.delta", "the header does not match its digest"),
@@ -51,6 +51,8 @@ const REFUSED: [(&str, &str); 32] = [
     ("bad-zstd-skip.delta", "bytes to skip"),
     ("bad-zstd-unpack.delta", "bytes to unpack"),
     ("bad-zstd-text.delta", "bytes of text"),
+    ("bad-lzma-bit.delta", "step kind"),
+    ("bad-lzma-skip.delta", "bytes to skip"),
     ("unsupported-version.delta", "newer blkpatch"),
     ("unsupported-feature.delta", "newer blkpatch"),
     ("unsupported-section.delta", "newer blkpatch"),
@@ -178,11 +180,11 @@ fn numbers(column: &[u8]) -> Vec<usize> {
     std::iter::once(0).chain(ends).collect()
 }
 
-/// How many step lengths stand before the first step of a kind: unpack, deflate and pack-zstd have three, unpack-zstd two,
+/// How many step lengths stand before the first step of a kind: unpack and those that pack have three, others that unpack two,
 /// others one.
 fn lengths_before(parts: &mut Parts, kind: StepKind) -> usize {
     let kinds = parts.column(Kind::StepKinds).iter().take_while(|k| **k != kind as u8);
-    kinds.map(|k| [1, 1, 1, 1, 1, 1, 3, 3, 1, 1, 1, 2, 3][usize::from(*k)]).sum()
+    kinds.map(|k| [1, 1, 1, 1, 1, 1, 3, 3, 1, 1, 1, 2, 3, 2, 3][usize::from(*k)]).sum()
 }
 
 /// Replaces a number of the first step of a kind among the step lengths.
@@ -202,6 +204,10 @@ fn other_edited(name: &str, change: impl FnOnce(&mut Parts)) -> Vec<u8> {
 
 fn deflate_edited(change: impl FnOnce(&mut Parts)) -> Vec<u8> {
     other_edited("good-deflate.delta", change)
+}
+
+fn lzma_edited(change: impl FnOnce(&mut Parts)) -> Vec<u8> {
+    other_edited("good-lzma.delta", change)
 }
 
 fn zstd_edited(change: impl FnOnce(&mut Parts)) -> Vec<u8> {
@@ -309,6 +315,8 @@ fn make(name: &str) -> Vec<u8> {
         "bad-zstd-unpack.delta" => {
             return zstd_edited(|p| with_length(p, StepKind::UnpackZstd, 0, &[0x81, 0x80, 0x10]));
         }
+        "bad-lzma-bit.delta" => return lzma_edited(|p| p.header.features = DEFLATE | ZSTD),
+        "bad-lzma-skip.delta" => return lzma_edited(|p| with_length(p, StepKind::PackLzma, 1, &[0x80, 0x80, 0x10])),
         "bad-zstd-text.delta" => return zstd_edited(|p| with_length(p, StepKind::UnpackZstd, 1, &[0])),
         "good-sections.delta" => return Parts::of(&plain).assemble(),
         "good-label.delta" => return labelled("golden example 1 → 2".as_bytes()),
@@ -361,13 +369,15 @@ fn every_golden_file_gets_its_verdict() {
     let folder = tempfile::tempdir().expect("a folder");
     let target = folder.path().join("target.img");
     let old = |name: &str| std::fs::read(testdata().join(name)).expect(name);
-    let (example, deflate, zstd) = (old("good-example.old"), old("good-deflate.old"), old("good-zstd.old"));
+    let (example, deflate) = (old("good-example.old"), old("good-deflate.old"));
+    let (zstd, lzma) = (old("good-zstd.old"), old("good-lzma.old"));
     for (name, message) in REFUSED {
         let of = |words: &[&str]| words.iter().any(|word| name.starts_with(&format!("bad-{word}-")));
         let old = match name {
             "bad-text-mode.delta" => &example,
             _ if of(&["deflate", "text", "unpack"]) => &deflate,
             _ if of(&["zstd"]) => &zstd,
+            _ if of(&["lzma"]) => &lzma,
             _ => &example,
         };
         let path = testdata().join(name);
@@ -417,7 +427,9 @@ fn make_compressed_example(folder: &Path, name: &str) {
     let lines = |edition: u32| {
         let mut lines = Vec::new();
         for i in 0..1200u32 {
-            let number = i.wrapping_mul(2_654_435_761) >> 18;
+            // LZMA sees through the simpler numbers.
+            let mixed = if name == "lzma" { i.wrapping_mul(40_503).wrapping_add(7).wrapping_pow(3) } else { i };
+            let number = mixed.wrapping_mul(2_654_435_761) >> if name == "lzma" { 14 } else { 18 };
             writeln!(lines, "entry {number} of the table, state {}", if i % 299 == 7 { edition } else { 0 }).unwrap();
         }
         lines
@@ -431,8 +443,17 @@ fn make_compressed_example(folder: &Path, name: &str) {
     let zstd = |content: &[u8]| {
         content.chunks(20_000).flat_map(|part| zstd::bulk::compress(part, 9).unwrap()).collect::<Vec<u8>>()
     };
+    let xz = |content: &[u8]| {
+        let mut encoder = liblzma::write::XzEncoder::new(Vec::new(), 6);
+        encoder.write_all(content).unwrap();
+        encoder.finish().unwrap()
+    };
     let image = |edition: u32| {
-        let packed = if name == "zstd" { zstd(&lines(edition)) } else { gzip(&lines(edition)) };
+        let packed = match name {
+            "zstd" => zstd(&lines(edition)),
+            "lzma" => xz(&lines(edition)),
+            _ => gzip(&lines(edition)),
+        };
         let mut image = [&b"golden"[..], &vec![b'.'; 94 + 1500 * edition as usize], &packed].concat();
         image.resize(10 * 4096, 0);
         image
@@ -448,7 +469,9 @@ fn make_compressed_example(folder: &Path, name: &str) {
 fn the_compressed_examples_turn_old_into_new() {
     let folder = tempfile::tempdir().expect("a folder");
     let target = folder.path().join("target.img");
-    for (name, unpack, pack) in [("deflate", "unpack", "deflate"), ("zstd", "unpack-zstd", "pack-zstd")] {
+    for (name, unpack, pack) in
+        [("deflate", "unpack", "deflate"), ("zstd", "unpack-zstd", "pack-zstd"), ("lzma", "unpack-lzma", "pack-lzma")]
+    {
         let file = |end: &str| testdata().join(format!("good-{name}.{end}"));
         if !file("delta").exists() && std::env::var_os("BLKPATCH_BLESS").is_some() {
             make_compressed_example(&testdata(), name);

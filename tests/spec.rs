@@ -14,7 +14,7 @@ use blkpatch::monitor::Silent;
 use blkpatch::patch::{Opened, PatchOptions, patch_device};
 use blkpatch::target::State;
 use blkpatch::units::{BLOCK, Extent};
-use blkpatch::zstd_block;
+use blkpatch::{lzma_chunk, zstd_block};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -277,12 +277,14 @@ fn constants_are_those_of_table_9_1() {
         ("target_log", difference::TARGET_LOG.into()),
         ("deflate", header::DEFLATE),
         ("zstd", header::ZSTD),
+        ("lzma", header::LZMA),
         ("unpack_most", step::UNPACK_MOST),
         ("old_text_most", step::OLD_TEXT),
         ("new_text_most", step::NEW_TEXT),
         ("skip_end", step::SKIP_MOST),
         ("batch_text_most", step::BATCH_TEXT),
         ("literals_most", zstd_block::CONTENT_MOST as u64),
+        ("content_most", lzma_chunk::CONTENT_MOST as u64),
         ("packed_most", step::PACKED_MOST),
     ]
     .into();
@@ -317,7 +319,7 @@ fn the_memory_needed_is_the_sum_of_table_9_2() {
         ("source_bytes", limits.source_bytes.into()),
         ("batch_steps", limits.batch_steps.into()),
         ("recoded", 1),
-        ("zstd", 1),
+        ("whole", 1),
         ("batches", counts.batches),
         ("extents", counts.extents),
         ("save_ranges", counts.save_ranges),

@@ -8,6 +8,7 @@ use super::route::Route;
 use super::scratch::{ScratchPieces, most_live, saved_extents};
 use super::step::{BATCH_TEXT, NEW_TEXT, OLD_TEXT, PACKED_MOST, UNPACK_MOST};
 use crate::blockset::{BlockSet, PAGE_BLOCKS};
+use crate::lzma_chunk;
 use crate::units::{BLOCK, Extent, PART};
 use crate::zstd_block::{BEYOND, CONTENT_MOST, SEQUENCE_LEAST};
 use std::collections::BTreeSet;
@@ -26,6 +27,8 @@ const TEXTS: u64 = (OLD_TEXT + NEW_TEXT + UNPACK_MOST) + 4 * NEW_TEXT + BATCH_TE
 /// What zstd's blocks take besides: the literals and sequences of a text, as large as they can be, and their blocks.
 const BLOCKS: u64 =
     CONTENT_MOST as u64 + NEW_TEXT / SEQUENCE_LEAST as u64 * 12 + PACKED_MOST + BEYOND as u64 + (64 << 10);
+/// LZMA2's chunks take less: their content and probabilities, and themselves.
+const _: () = assert!(lzma_chunk::CONTENT_MOST as u64 + (64 << 10) + PACKED_MOST + (1 << 10) <= BLOCKS);
 
 /// What an order takes because of where the blocks lie that it writes, and because of what it saves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -243,7 +243,7 @@ impl Model {
         // Two bits, and how many stand behind them; below 4 the distance itself.
         let slot = match distance {
             0..4 => distance,
-            _ => 2 * distance.ilog2() | distance >> (distance.ilog2() - 1) & 1,
+            _ => (2 * distance.ilog2()) | (distance >> (distance.ilog2() - 1) & 1),
         };
         let list = (len - LEN_LEAST).min(3) as usize;
         let slot = tree(coder, &mut self.slots[list], 6, slot)?;

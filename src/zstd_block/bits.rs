@@ -21,7 +21,7 @@ impl<'a> BackReader<'a> {
     pub fn peek(&self, bits: u32) -> u64 {
         let bits = bits as usize;
         if bits > self.left {
-            return self.window(0) % (1 << self.left) << (bits - self.left);
+            return (self.window(0) % (1 << self.left)) << (bits - self.left);
         }
         let from = self.left - bits;
         self.window(from / 8) >> (from % 8) & ((1 << bits) - 1)

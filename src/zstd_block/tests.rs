@@ -181,7 +181,7 @@ type Damage = Vec<(u16, u8)>;
 fn damaged(bytes: &[u8], damage: &Damage) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
     for (at, by) in damage {
-        let at = usize::from(*at) * bytes.len() >> 16;
+        let at = (usize::from(*at) * bytes.len()) >> 16;
         bytes[at] ^= by;
     }
     bytes

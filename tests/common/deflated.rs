@@ -21,6 +21,13 @@ pub fn gzip(content: &[u8], level: u32) -> Vec<u8> {
     encoder.finish().expect("memory")
 }
 
+/// A stream of xz.
+pub fn xz(content: &[u8], preset: u32) -> Vec<u8> {
+    let mut encoder = liblzma::write::XzEncoder::new(Vec::new(), preset);
+    encoder.write_all(content).expect("memory");
+    encoder.finish().expect("memory")
+}
+
 /// A frame of zstd.
 pub fn zstd(content: &[u8], level: i32) -> Vec<u8> {
     zstd::bulk::compress(content, level).expect("memory")

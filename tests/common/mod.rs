@@ -12,7 +12,7 @@ mod rng;
 pub mod schema;
 
 #[allow(unused_imports)] // as above
-pub use deflated::{gzip, lines, zstd};
+pub use deflated::{gzip, lines, xz, zstd};
 #[allow(unused_imports)] // as above
 pub use pty::AtTerminal;
 pub use rng::Rng;

@@ -132,7 +132,8 @@ fn the_pairs_need_every_kind_of_scratch() {
         scratch.dedup();
         count("scratch used again", scratch.len() < all);
     }
-    for (pair, kind) in pairs::compressed(1, 0).iter().zip([StepKind::Deflate, StepKind::PackZstd]) {
+    for (pair, kind) in pairs::compressed(1, 0).iter().zip([StepKind::Deflate, StepKind::PackZstd, StepKind::PackLzma])
+    {
         let steps = orders::Order::planned(&pair.old, &pair.new).batches.into_iter().flat_map(|batch| batch.steps);
         counts.insert(kind.name(), steps.filter(|step| step.kind == kind).count() as u32);
     }

@@ -1,6 +1,6 @@
 //! Small pairs that need every kind of scratch.
 
-use super::deflated::{gzip, lines, zstd};
+use super::deflated::{gzip, lines, xz, zstd};
 use super::rng::Rng;
 
 pub const BLOCK: usize = 4096;
@@ -62,10 +62,14 @@ fn recoded(name: &str, seed: u64, round: u64, pack: impl Fn(&[u8]) -> Vec<u8>) -
     pair(name, old, new, resizable)
 }
 
-/// A gzip file, and frames of zstd.
-pub fn compressed(seed: u64, round: u64) -> [Pair; 2] {
+/// A gzip file, frames of zstd, and a stream of xz.
+pub fn compressed(seed: u64, round: u64) -> [Pair; 3] {
     let frames = |content: &[u8]| content.chunks(16 << 10).flat_map(|part| zstd(part, 9)).collect();
-    [recoded("deflated", seed, round, |content| gzip(content, 6)), recoded("zstd's blocks", seed, round, frames)]
+    [
+        recoded("deflated", seed, round, |content| gzip(content, 6)),
+        recoded("zstd's blocks", seed, round, frames),
+        recoded("LZMA2's chunks", seed, round, |content| xz(content, 6)),
+    ]
 }
 
 type Changed = Vec<(&'static str, Vec<u8>)>;

@@ -1,6 +1,6 @@
 //! What is mutated: the golden files, and small deltas between images of many kinds.
 
-use crate::common::{BLOCK, Rng, block, gzip, lines, random, reorder, zstd};
+use crate::common::{BLOCK, Rng, block, gzip, lines, random, reorder, xz, zstd};
 use blkpatch::diff::{DiffOptions, diff};
 use blkpatch::monitor::Silent;
 use std::path::Path;
@@ -58,14 +58,17 @@ fn pairs() -> Vec<(Vec<u8>, Vec<u8>)> {
     edited.splice(5000..5100, b"another text, of another length".iter().copied());
     let hollow = [&vec![0; 20 * BLOCK][..], &old[..4 * BLOCK]].concat();
     let filled = [&old[..4 * BLOCK], &vec![0; 20 * BLOCK][..]].concat();
-    // Deflated data and blocks of zstd, which move and change.
+    // Deflated data, blocks of zstd and chunks of LZMA2, which move and change.
     let packed = [&old[..BLOCK], &gzip(&lines(4, 3000, 0), 6), &old[..9]].concat();
     let repacked = [&old[..2 * BLOCK], &gzip(&lines(4, 3000, 1), 6)].concat();
     let frames = [&old[..BLOCK], &zstd(&lines(4, 3000, 0), 6), &old[..9]].concat();
     let other_frames = [&old[..2 * BLOCK], &zstd(&lines(4, 3000, 1), 6)].concat();
+    let chunks = [&old[..BLOCK], &xz(&lines(4, 3000, 0), 6), &old[..9]].concat();
+    let other_chunks = [&old[..2 * BLOCK], &xz(&lines(4, 3000, 1), 6)].concat();
     vec![
         (packed, repacked),
         (frames, other_frames),
+        (chunks, other_chunks),
         (old.clone(), busy.clone()),
         (busy.clone(), old.clone()),
         (old.clone(), code),

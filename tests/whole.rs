@@ -1,4 +1,4 @@
-//! Blocks of zstd through `diff` and `patch`: what changes in them costs about what the change in their content costs, and
+//! Blocks of zstd and chunks of LZMA2 through `diff` and `patch`: what changes in them costs about what the change in their content costs, and
 //! every byte comes back, whatever made them, wherever they lie.
 
 mod common;
@@ -6,7 +6,7 @@ mod common;
 use blkpatch::delta::step::StepKind;
 use blkpatch::info::Info;
 use common::recoded::{bytes_of, made, round_trip};
-use common::{BLOCK, MIB, Rng, Scene, assert_same, gzip, lines, random, zstd};
+use common::{BLOCK, MIB, Rng, Scene, assert_same, gzip, lines, random, xz, zstd};
 use proptest::prelude::*;
 
 fn packs(told: &Info) -> u64 {
@@ -37,6 +37,34 @@ fn a_change_in_compressed_data_costs_what_changed_in_their_content() {
     }
 }
 
+/// As squashfs has them: pieces of the content, each a stream of its own.
+fn in_streams(content: &[u8], piece: usize, preset: u32) -> Vec<u8> {
+    content.chunks(piece).flat_map(|piece| xz(piece, preset)).collect()
+}
+
+/// Less than with others: how xz divides its content into matches depends on much of what was before.
+#[test]
+fn a_change_in_xz_costs_less_than_what_it_changes() {
+    for (piece, preset) in [(128 << 10, 6), (128 << 10, 9), (64 << 10, 0), (256 << 10, 6)] {
+        let packed = |edition| in_streams(&lines(1, 20_000, edition), piece, preset);
+        let image = |seed, edition| with_room([random(seed, 3000), packed(edition), random(9, 5000)].concat());
+        let told = round_trip(&image(2, 0), &image(3, 1));
+        let (all, found) = (packed(1).len() as u64, bytes_of(&told, StepKind::PackLzma));
+        assert!(found > all * 3 / 4, "preset {preset}, {piece}: {found} of {all} bytes");
+        assert!(told.delta_bytes < all * 4 / 5, "preset {preset}, {piece}: {} for {all} bytes", told.delta_bytes);
+    }
+}
+
+/// One whose content is larger than texts may stand for stays as it is, as do chunks that are not compressed.
+#[test]
+fn xz_of_other_kinds_stays_as_it_is() {
+    let image = |edition| {
+        let content = [random(3, 90_000), lines(1, 3000, edition)].concat();
+        with_room([xz(&lines(1, 30_000, edition), 6), xz(&content, 6), xz(&[], 6), xz(&random(5, 9000), 6)].concat())
+    };
+    round_trip(&image(0), &image(1));
+}
+
 /// The first blocks of a frame stay what and where they are, those that use their codes change; among others that do.
 #[test]
 fn what_changes_only_from_some_block_on_is_made_whole() {
@@ -63,14 +91,18 @@ fn unrelated_compressed_data_stay_as_they_are() {
 
 /// In one image: each is found as what it is, also side by side.
 #[test]
-fn deflated_data_and_blocks_of_zstd_may_lie_side_by_side() {
+fn compressed_data_of_all_kinds_may_lie_side_by_side() {
     let image = |edition| {
-        let parts = (0..6).flat_map(|i| [gzip(&lines(i, 3000, edition), 6), zstd(&lines(i + 9, 3000, edition), 9)]);
+        let parts = (0..6).flat_map(|i| {
+            let packed = [gzip(&lines(i, 3000, edition), 6), zstd(&lines(i + 9, 3000, edition), 9)];
+            [&packed[..], &[xz(&lines(i + 20, 3000, edition), 6)]].concat()
+        });
         with_room(parts.flatten().collect())
     };
     let told = round_trip(&image(0), &image(1));
-    let (zstds, deflates) = (packs(&told), bytes_of(&told, StepKind::Deflate));
-    assert!(zstds > 50_000 && deflates > 50_000, "{zstds} and {deflates}");
+    for kind in [StepKind::Deflate, StepKind::PackZstd, StepKind::PackLzma] {
+        assert!(bytes_of(&told, kind) > 50_000, "{}: {}", kind.name(), bytes_of(&told, kind));
+    }
 }
 
 /// One file over the other, moved by less than a block: what is made overlaps what it is made of.
@@ -121,14 +153,18 @@ fn the_program_patches_compressed_data() {
     assert_same(&std::fs::read(&target).unwrap(), &image(1), "the patched file");
 }
 
-/// Members of an archive: (seed, lines, level, bytes of a frame's content in blocks, bytes before).
+/// Members of an archive: (seed, lines, level, or less than -10 for xz, bytes of a frame's content in blocks, bytes before).
 type Member = (u64, usize, i32, usize, usize);
 
 fn archive(members: &[Member], edition: u64) -> Vec<u8> {
     let mut image = Vec::new();
     for (seed, count, level, piece, before) in members {
         image.extend(random(*seed, *before));
-        image.extend(in_frames(&lines(*seed, *count, edition), piece * BLOCK, *level));
+        let content = lines(*seed, *count, edition);
+        match u32::try_from(-11 - level) {
+            Ok(preset) => image.extend(in_streams(&content, piece * BLOCK, preset)),
+            Err(_) => image.extend(in_frames(&content, piece * BLOCK, *level)),
+        }
     }
     image
 }
@@ -138,7 +174,7 @@ proptest! {
 
     #[test]
     fn any_archive_round_trips(
-        members in prop::collection::vec((0..5u64, 1..9000usize, -3..20i32, 1..200usize, 0..9000usize), 1..6),
+        members in prop::collection::vec((0..5u64, 1..9000usize, prop_oneof![-3..20i32, -20..-10i32], 1..200usize, 0..9000usize), 1..6),
         swaps in any::<u64>(),
         damage in prop::collection::vec(any::<(u16, u8)>(), 0..4),
     ) {
