@@ -162,7 +162,7 @@ fn something_that_is_no_delta() {
 fn a_delta_of_a_newer_format() {
     let scene = small_scene();
     let (delta, target) = (scene.read("delta"), scene.path("target"));
-    for bit in [1, 2, 31, 63] {
+    for bit in [3, 4, 31, 63] {
         let mut newer = delta.clone();
         newer[16 + bit / 8] |= 1 << (bit % 8);
         // Without a new digest it is damage, not a newer format.
