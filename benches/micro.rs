@@ -13,8 +13,7 @@ use blkpatch::matcher::{self, find_runs};
 use blkpatch::monitor::Silent;
 use blkpatch::patch::{Opened, PatchOptions, patch_device};
 use blkpatch::target::{Verify, survey};
-use blkpatch::varint;
-use blkpatch::zstd_block;
+use blkpatch::{lzma_chunk, varint, zstd_block};
 use divan::Bencher;
 use divan::counter::BytesCount;
 use std::io::Write;
@@ -222,6 +221,46 @@ fn packing_zstd(bencher: Bencher) {
         zstd_block::pack(text, blocks.len(), &mut made)
     });
     assert_eq!(&made, blocks);
+}
+
+/// Chunks of LZMA2, of streams of 128 KiB each, and their text.
+static CHUNKS: LazyLock<(Vec<u8>, Vec<u8>)> = LazyLock::new(|| {
+    let program = std::fs::read(std::env::current_exe().expect("this program")).expect("its file");
+    let (mut chunks, mut text) = (Vec::new(), Vec::new());
+    for content in program[..4 * MIB].chunks(128 << 10) {
+        let mut encoder = liblzma::write::XzEncoder::new(Vec::new(), 6);
+        encoder.write_all(content).expect("in memory");
+        let xz = encoder.finish().expect("in memory");
+        // Behind two headers of 12 bytes; at the end of the first chunk is the last, or another.
+        let len = 6 + usize::from(u16::from_be_bytes([xz[27], xz[28]])) + 1;
+        if lzma_chunk::unpack(&xz[24..24 + len], usize::MAX >> 1, &mut text).is_ok() {
+            chunks.extend_from_slice(&xz[24..24 + len]);
+        }
+    }
+    assert!(chunks.len() > MIB / 2, "chunks that have no text");
+    (chunks, text)
+});
+
+/// LZMA2's chunks made a text.
+#[divan::bench]
+fn unpacking_lzma(bencher: Bencher) {
+    let mut text = Vec::with_capacity(CHUNKS.1.len());
+    bencher.counter(BytesCount::new(CHUNKS.0.len())).bench_local(|| {
+        text.clear();
+        lzma_chunk::unpack(&CHUNKS.0, usize::MAX >> 1, &mut text)
+    });
+}
+
+/// A text made LZMA2's chunks.
+#[divan::bench]
+fn packing_lzma(bencher: Bencher) {
+    let (chunks, text) = &*CHUNKS;
+    let mut made = Vec::with_capacity(chunks.len());
+    bencher.counter(BytesCount::new(chunks.len())).bench_local(|| {
+        made.clear();
+        lzma_chunk::pack(text, chunks.len(), &mut made)
+    });
+    assert_eq!(&made, chunks);
 }
 
 fn main() {

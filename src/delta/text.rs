@@ -1,4 +1,4 @@
-//! The old text of a batch: what its unpack steps yield (spec, sections 6.6 and 6.7).
+//! The old text of a batch: what its unpack steps yield (spec, sections 6.6 to 6.8).
 
 use super::DeltaError;
 use super::coding::{BEYOND, Coding, TEXT_BEYOND, Whole};
