@@ -27,8 +27,8 @@ const TEXTS: u64 = (OLD_TEXT + NEW_TEXT + UNPACK_MOST) + 4 * NEW_TEXT + BATCH_TE
 /// What zstd's blocks take besides: the literals and sequences of a text, as large as they can be, and their blocks.
 const BLOCKS: u64 =
     CONTENT_MOST as u64 + NEW_TEXT / SEQUENCE_LEAST as u64 * 12 + PACKED_MOST + BEYOND as u64 + (64 << 10);
-/// LZMA2's chunks take less: their content and probabilities, and themselves.
-const _: () = assert!(lzma_chunk::CONTENT_MOST as u64 + (64 << 10) + PACKED_MOST + (1 << 10) <= BLOCKS);
+/// LZMA2's chunks take less: their content (twice, when there must be room for more) and probabilities, and themselves.
+const _: () = assert!(2 * lzma_chunk::CONTENT_MOST as u64 + (64 << 10) + PACKED_MOST + (1 << 10) <= BLOCKS);
 
 /// What an order takes because of where the blocks lie that it writes, and because of what it saves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -117,7 +117,7 @@ pub(super) struct Model {
 
 impl Model {
     pub fn new() -> Self {
-        Self::with(Vec::with_capacity(CONTENT_MOST))
+        Self::with(Vec::new())
     }
 
     fn with(content: Vec<u8>) -> Self {
@@ -137,6 +137,14 @@ impl Model {
             repeated_lengths: Lengths::NEW,
             literals: Vec::new(),
         }
+    }
+
+    /// How many bytes of content there are after a chunk of so many; `None` where that is too many. Makes room for them.
+    pub fn content_end(&mut self, len: usize) -> Option<usize> {
+        let end = self.content.len().checked_add(len).filter(|end| *end <= CONTENT_MOST)?;
+        // Growing would take up to twice as much.
+        self.content.reserve_exact(len);
+        Some(end)
     }
 
     /// Forgets everything but the content.

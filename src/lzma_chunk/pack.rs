@@ -26,7 +26,7 @@ fn pack_chunk(rest: &mut &[u8], model: &mut Option<Box<Model>>, end: usize, out:
     let properties = if reset >= NEW_PROPERTIES { Some(*rest.split_off_first()?) } else { None };
     let model = begin(model, reset, properties)?;
     let less_one = usize::try_from(number(rest)?).ok().filter(|less_one| *less_one < CONTENT_MOST)?;
-    let content_end = Some(model.content.len() + less_one + 1).filter(|end| *end <= CONTENT_MOST)?;
+    let content_end = model.content_end(less_one + 1)?;
     let start = out.len();
     out.extend([COMPRESSED | reset << 5 | (less_one >> 16) as u8, (less_one >> 8) as u8, less_one as u8, 0, 0]);
     out.extend(properties);

@@ -2,7 +2,7 @@
 
 use super::model::{Match, Model, Packet};
 use super::range::Reader;
-use super::{COMPRESSED, CONTENT_MOST, HEADER, KINDS, MATCH_MOST, Malformed, NEW_PROPERTIES, begin};
+use super::{COMPRESSED, HEADER, KINDS, MATCH_MOST, Malformed, NEW_PROPERTIES, begin};
 use crate::varint;
 
 /// Bytes that a text may have, at the most, before it shows that there are too many: some numbers.
@@ -51,7 +51,7 @@ impl Unpacker {
         text.push(reset);
         text.extend(properties);
         varint::put(text, less_one as u64);
-        let end = model.content.len().checked_add(less_one + 1).filter(|end| *end <= CONTENT_MOST)?;
+        let end = model.content_end(less_one + 1)?;
         let mut reader = Reader::new(packed)?;
         packets(model, &mut reader, end, most, text)?;
         reader.is_done().then_some(())

@@ -123,7 +123,7 @@ fn starts(image: &[u8], coding: Whole, ranges: &[Range<u64>], threads: usize) ->
 }
 
 /// Where the compressed blocks of these frames are, frame by frame.
-fn blocks(image: &[u8], coding: Whole, starts: &[usize]) -> Vec<Vec<Range<usize>>> {
+pub(super) fn blocks(image: &[u8], coding: Whole, starts: &[usize]) -> Vec<Vec<Range<usize>>> {
     let (mut frames, mut behind) = (Vec::new(), 0);
     for start in starts.iter().filter_map(|start| Some(start + container::header(coding, &image[*start..])?)) {
         if start < behind {
@@ -138,8 +138,9 @@ fn blocks(image: &[u8], coding: Whole, starts: &[usize]) -> Vec<Vec<Range<usize>
             if block.compressed {
                 found.push(at..end);
             }
-            // What is broken off may hide another frame behind the last block that makes sense.
-            behind = at;
+            // What is broken off may hide another frame behind the start of the last block that makes sense; yet several
+            // magics may lead to the same block, which is looked at once.
+            behind = at + 1;
             at = end;
             if block.last {
                 behind = end;

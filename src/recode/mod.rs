@@ -78,7 +78,7 @@ pub(crate) fn recode<'a>(
     };
     let (mut runs, mut whole) = (runs, Vec::new());
     for coding in [Whole::Zstd, Whole::Lzma] {
-        if let Some((recoding, recoded)) = recode_whole(coding, old, new, &runs, options, folder)? {
+        if let Some((recoding, recoded)) = recode_whole(coding, old, new, (&runs, &whole), options, folder)? {
             whole.push(recoding);
             runs = recoded;
         }

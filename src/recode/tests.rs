@@ -340,3 +340,28 @@ fn ranges_are_replaced_only_where_there_are_runs() {
         assert_eq!(replaced(&runs, ranges, Source::Deflate), expected, "{ranges:?}");
     }
 }
+
+/// Magics that lead to the same chunk do not have it unpacked again.
+#[test]
+fn a_chunk_is_unpacked_once() {
+    let mut encoder = liblzma::write::XzEncoder::new(Vec::new(), 6);
+    encoder.write_all(&vec![7; 100_000]).unwrap();
+    let stream = encoder.finish().unwrap();
+    // The magics of ten others, whose headers end where the right one does.
+    let mut image = Vec::new();
+    for i in (1..=10u8).rev() {
+        let place = image.len();
+        image.extend(b"\xfd7zXZ\0......");
+        image.push(4 * i + stream[12]);
+        image.resize(place + 16, 0);
+    }
+    image.extend(&stream);
+    let limits = Limits { stream: 1 << 17, all: u64::MAX, threads: 2 };
+    let wanted = |_: &Range<u64>| true;
+    let grouping = frames::Grouping { coding: Whole::Lzma, most: 1 << 17, wanted: &wanted, new: true };
+    let all = 0..image.len() as u64;
+    let units = frames::Units::find(&image, std::slice::from_ref(&all), grouping, limits, Path::new("/tmp")).unwrap();
+    assert_eq!(units.list.len(), 1);
+    let chunks = frames::blocks(&image, Whole::Lzma, &(0..11).map(|i| 16 * i).collect::<Vec<usize>>());
+    assert_eq!((chunks.len(), chunks[0].len()), (1, 1));
+}

@@ -22,7 +22,7 @@ const SOURCES_MOST: u64 = SOURCES_EACH * BLOCK;
 const TEXT_EACH: u64 = 64;
 const TEXT_MOST: u64 = OLD_TEXT / 4;
 /// Steps for a unit, at the most, and the bytes made for each of them: two large units may meet in a block, with small ones
-/// between them, and all of their steps must fit a batch.
+/// between them, and all of their steps are to fit a batch as the planner makes them.
 const STEPS_MOST: usize = 1500;
 const STEP_BYTES: u64 = 8;
 /// An old unit of which fewer bytes are of use is not worth its unpacking.
@@ -51,13 +51,13 @@ struct Chosen {
     cost: u64,
 }
 
-/// Looks at what `runs` have as literals for blocks or chunks that can be made from those of the old image; as
-/// [`recode`](super::recode_deflate).
+/// Looks at what runs have as literals for blocks or chunks that can be made from those of the old image, and that share
+/// nothing with those of other codings that are chosen already; as [`recode`](super::recode_deflate).
 pub(super) fn recode_whole(
     coding: Whole,
     old: View<'_>,
     new: View<'_>,
-    runs: &[Run],
+    (runs, others): (&[Run], &[WholeRecoding]),
     options: &matcher::Options,
     folder: &Path,
 ) -> io::Result<Option<(WholeRecoding, Vec<Run>)>> {
@@ -73,7 +73,8 @@ pub(super) fn recode_whole(
     let candidates: Vec<(usize, Gain)> = (0..new_units.list.len())
         .filter_map(|i| {
             let bytes = &new_units.list[i].bytes;
-            let gain = Gain::of(runs, bytes)?;
+            // What does not change has no run: so these do not tell it all.
+            let gain = Gain::of(runs, bytes).filter(|_| !others.iter().any(|other| other.has(bytes)))?;
             (gain.literal >= LEAST && bytes.end - bytes.start <= PACKED_MOST).then_some((i, gain))
         })
         .collect();
