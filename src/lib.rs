@@ -5,6 +5,9 @@ pub mod apply;
 pub mod blockset;
 pub mod codes;
 pub mod compare;
+#[cfg(test)]
+#[path = "../tests/common/compressible.rs"]
+mod compressible;
 pub mod deflate;
 pub mod delta;
 pub mod device;

@@ -52,6 +52,22 @@ pub fn get_from(bytes: &[u8]) -> Result<Option<(u64, usize)>, VarintError> {
     Ok(None)
 }
 
+/// Takes the number at the start of `bytes`; `None`, and nothing is taken, where there is none.
+#[inline(always)]
+pub fn take(bytes: &mut &[u8]) -> Option<u64> {
+    if let [small @ 0..128, others @ ..] = *bytes {
+        *bytes = others;
+        return Some((*small).into());
+    }
+    take_large(bytes)
+}
+
+#[cold]
+fn take_large(bytes: &mut &[u8]) -> Option<u64> {
+    let (value, len) = get_from(bytes).ok().flatten()?;
+    bytes.split_off(..len).map(|_| value)
+}
+
 /// A number of which some bytes are read.
 #[derive(Default)]
 struct Number {

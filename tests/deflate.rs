@@ -5,7 +5,7 @@ mod common;
 
 use blkpatch::delta::step::StepKind;
 use blkpatch::info::Info;
-use common::recoded::{bytes_of, made, round_trip};
+use common::recoded::{bytes_of, made, round_trip, round_trip_of_members};
 use common::{BLOCK, Rng, Scene, assert_same, gzip, lines, random};
 use flate2::Compression;
 use proptest::prelude::*;
@@ -212,16 +212,6 @@ proptest! {
         swaps in any::<u64>(),
         damage in prop::collection::vec(any::<(u16, u8)>(), 0..4),
     ) {
-        let old = archive(&members, 0);
-        let mut others = members;
-        let n = others.len();
-        let mut rng = Rng::new(swaps);
-        others.swap(rng.below(n), rng.below(n));
-        let mut new = archive(&others, 2);
-        for (at, by) in damage {
-            let at = at as usize * new.len() / 65_536;
-            new[at] ^= by;
-        }
-        round_trip(&old, &new);
+        round_trip_of_members(members, archive, swaps, &damage);
     }
 }

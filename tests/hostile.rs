@@ -81,6 +81,37 @@ fn who_reads_part_of_a_save_must_not_overwrite_another_part() {
     assert!(matches!(refused, Err(WriteError::Plan(DeltaError::Rule { rule: "R3", .. }))), "{refused:?}");
 }
 
+/// Steps that leave a gap, overlap, end too early or too late, or make another place.
+#[test]
+fn steps_that_do_not_make_their_extents_are_refused() {
+    let (old, new) = (vec![1; 8 * BLOCK as usize], vec![2; 8 * BLOCK as usize]);
+    let mut touched = BlockSet::new();
+    touched.insert(extent(1, 4));
+    let folder = std::env::temp_dir();
+    let add = |places: &[(u64, u64)]| {
+        let steps = places.iter().map(|(dst, len)| Step { kind: StepKind::Literal, dst: *dst, len: *len, src: 0 });
+        let extents = vec![extent(1, 1), extent(3, 2)];
+        let batch = NewBatch { extents, steps: steps.collect(), ..NewBatch::default() };
+        DeltaWriter::new(&old, &new, &touched, &folder, fast).add(&batch)
+    };
+    assert!(add(&[(4096, 96), (4192, 4000), (12_288, 8192)]).is_ok());
+    let wrong: [(&[(u64, u64)], u64); 6] = [
+        (&[(4096, 96), (4193, 3999), (12_288, 8192)], 1),
+        (&[(4096, 97), (4192, 4000), (12_288, 8192)], 1),
+        (&[(4096, 4096), (12_288, 8191)], 4),
+        (&[(4096, 4096), (12_288, 8192), (20_480, 1)], 5),
+        (&[(4096, 4096), (12_288, 8193)], 3),
+        (&[(4096, 4096), (16_384, 8192)], 3),
+    ];
+    for (places, at) in wrong {
+        let told = add(places);
+        let Err(WriteError::Plan(DeltaError::Rule { rule: "tiling", block, .. })) = told else {
+            panic!("{places:?}: {told:?}")
+        };
+        assert_eq!(block, at, "{places:?}");
+    }
+}
+
 #[test]
 fn claims_of_huge_saves_cost_no_memory() {
     let blocks = 1u64 << 32;

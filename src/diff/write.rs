@@ -119,3 +119,23 @@ pub(crate) fn check_delta(file: &File) -> Result<u64, DeltaError> {
     check_order(&delta)?;
     Ok(delta.file_len)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A save of a block does not make it.
+    #[test]
+    fn a_changed_block_that_no_batch_makes_is_told() {
+        let extent = |start, count| Extent { start, count };
+        let batch = |save, extents: Vec<Extent>| NewBatch { save, extents, ..NewBatch::default() };
+        let changed = [extent(2, 3), extent(9, 1)];
+        let finals = |last| [batch(false, vec![extent(2, 2)]), batch(false, vec![extent(4, 1), extent(last, 1)])];
+        assert!(makes_all(&finals(9), &changed).is_ok());
+        for missing in [finals(8).to_vec(), vec![batch(false, vec![extent(2, 3)]), batch(true, vec![extent(9, 1)])]] {
+            let told = makes_all(&missing, &changed);
+            let Err(WriteError::Plan(DeltaError::Rule { rule, block, .. })) = told else { panic!("{told:?}") };
+            assert_eq!((rule, block), ("tiling", 9));
+        }
+    }
+}

@@ -25,7 +25,7 @@ fn pack_chunk(rest: &mut &[u8], model: &mut Option<Box<Model>>, end: usize, out:
     let reset = *rest.split_off_first().filter(|reset| **reset <= RESET_ALL)?;
     let properties = if reset >= NEW_PROPERTIES { Some(*rest.split_off_first()?) } else { None };
     let model = begin(model, reset, properties)?;
-    let less_one = usize::try_from(number(rest)?).ok().filter(|less_one| *less_one < CONTENT_MOST)?;
+    let less_one = usize::try_from(varint::take(rest)?).ok().filter(|less_one| *less_one < CONTENT_MOST)?;
     let content_end = model.content_end(less_one + 1)?;
     let start = out.len();
     out.extend([COMPRESSED | reset << 5 | (less_one >> 16) as u8, (less_one >> 8) as u8, less_one as u8, 0, 0]);
@@ -33,7 +33,8 @@ fn pack_chunk(rest: &mut &[u8], model: &mut Option<Box<Model>>, end: usize, out:
     let packed_start = out.len();
     let mut writer = Writer::new(out, end);
     while model.content.len() < content_end {
-        let count = usize::try_from(number(rest)?).ok().filter(|count| *count <= content_end - model.content.len())?;
+        let count =
+            usize::try_from(varint::take(rest)?).ok().filter(|count| *count <= content_end - model.content.len())?;
         for byte in rest.split_off(..count)? {
             model.packet(&mut writer, Packet::Literal(*byte))?;
         }
@@ -50,22 +51,12 @@ fn pack_chunk(rest: &mut &[u8], model: &mut Option<Box<Model>>, end: usize, out:
 }
 
 fn get_match(rest: &mut &[u8]) -> Option<Match> {
-    let said = u32::try_from(number(rest)?).ok()?;
+    let said = u32::try_from(varint::take(rest)?).ok()?;
     let (kind, len) = (said % KINDS, said / KINDS);
-    let distance = if kind == 0 { u32::try_from(number(rest)?).ok()? } else { 0 };
+    let distance = if kind == 0 { u32::try_from(varint::take(rest)?).ok()? } else { 0 };
     let len = match kind {
         1 => Some(1).filter(|_| len == 0)?,
         _ => Some(len + 2).filter(|len| *len <= MATCH_MOST)?,
     };
     Some(Match { kind, len, distance })
-}
-
-fn number(rest: &mut &[u8]) -> Option<u64> {
-    if let [small @ 0..128, others @ ..] = *rest {
-        *rest = others;
-        return Some((*small).into());
-    }
-    let (value, len) = varint::get_from(rest).ok().flatten()?;
-    rest.split_off(..len)?;
-    Some(value)
 }

@@ -1,24 +1,8 @@
 use super::*;
+use crate::compressible::{CONTENT, Damage, damaged};
 use liblzma::stream::{Check, Filters, LzmaOptions, Stream};
 use proptest::prelude::*;
 use std::io::Write;
-use std::sync::LazyLock;
-
-/// What is compressed: lines of text, and records as in a program's data, in turn.
-static CONTENT: LazyLock<Vec<u8>> = LazyLock::new(|| {
-    let mut content = Vec::new();
-    for i in 0u32..300_000 {
-        let number = i.wrapping_mul(2_654_435_761);
-        match i / 3000 % 3 {
-            0 => content.extend(format!("entry {} of the table: value {}\n", number >> 22, number >> 15).bytes()),
-            1 => {
-                content.extend([(number >> 24) as u8 & 31, 0, 0, (number >> 16) as u8, i as u8, (i >> 8) as u8, 0, 72])
-            }
-            _ => content.extend((number >> 12).to_le_bytes()),
-        }
-    }
-    content
-});
 
 /// The chunks of a stream of xz with these properties.
 fn chunks(content: &[u8], preset: u32, properties: [u32; 3]) -> Vec<u8> {
@@ -110,18 +94,6 @@ fn texts_have_one_form() {
         let made = chunks_of(right, 100).unwrap();
         assert_eq!(text_of(&made).as_deref(), Ok(right));
     }
-}
-
-/// Changed bytes, (place, by).
-type Damage = Vec<(u16, u8)>;
-
-fn damaged(bytes: &[u8], damage: &Damage) -> Vec<u8> {
-    let mut bytes = bytes.to_vec();
-    for (at, by) in damage {
-        let at = (usize::from(*at) * bytes.len()) >> 16;
-        bytes[at] ^= by;
-    }
-    bytes
 }
 
 proptest! {

@@ -41,7 +41,7 @@ pub enum Source {
         src: u64,
     },
     /// Compressed data (deflated, or zstd's blocks), made of a changed text. The matcher does not find these: see `recode`.
-    Deflate,
+    Recoded,
 }
 
 /// One run: `len` bytes of the new image from offset `dst` on.

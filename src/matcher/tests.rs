@@ -56,7 +56,7 @@ fn check(old: &[u8], new: &[u8], changed: &[Range<u64>], runs: &[Run]) {
             Source::Zero => assert!(bytes.iter().all(|&byte| byte == 0)),
             Source::Copy { src } => assert!(&old[src as usize..][..run.len as usize] == bytes),
             Source::Add { src } => assert!((src + run.len) as usize <= old.len()),
-            Source::Literal | Source::Deflate => {}
+            Source::Literal | Source::Recoded => {}
         }
         if run.source != Source::Zero {
             let block = bytes.len() >= 2 * BLOCK && (run.dst as usize).is_multiple_of(BLOCK);

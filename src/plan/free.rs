@@ -34,7 +34,7 @@ impl Costs {
                     costs.add(&made, 1);
                     costs.add(&source, 1);
                 }
-                None if run.source == Source::Deflate => {
+                None if run.source == Source::Recoded => {
                     costs.add(&made, DEFLATED);
                     for extent in recipe.reads_deflated(run) {
                         costs.add(&(extent.start * BLOCK..extent.end() * BLOCK), DEFLATED);

@@ -9,10 +9,10 @@ use std::sync::Arc;
 
 /// Knows the steps of compressed data.
 pub trait Recode: Sync {
-    /// Appends the steps that make these bytes, which lie in a run of [`Source::Deflate`].
+    /// Appends the steps that make these bytes, which lie in a run of [`Source::Recoded`].
     fn steps(&self, bytes: Range<u64>, steps: &mut Vec<Step>);
 
-    /// What these bytes, a run of [`Source::Deflate`], are made of: ascending, disjoint, perhaps with more at both ends. The
+    /// What these bytes, a run of [`Source::Recoded`], are made of: ascending, disjoint, perhaps with more at both ends. The
     /// steps of any stretch of a part read no more than those of all of it, nor are they more or larger.
     fn parts(&self, bytes: Range<u64>) -> Vec<Range<u64>> {
         in_blocks(bytes).collect()
@@ -45,13 +45,13 @@ pub struct Reads {
 pub fn source_of(run: &Run) -> Option<Range<u64>> {
     match run.source {
         Source::Copy { src } | Source::Add { src } => Some(src..src + run.len),
-        Source::Literal | Source::Zero | Source::Deflate => None,
+        Source::Literal | Source::Zero | Source::Recoded => None,
     }
 }
 
 /// Whether a run reads the old image.
 fn reads(run: &Run) -> bool {
-    source_of(run).is_some() || run.source == Source::Deflate
+    source_of(run).is_some() || run.source == Source::Recoded
 }
 
 /// What each part of the compressed data reads: by its first byte, with the byte behind its last one.
@@ -66,7 +66,7 @@ fn parts_of<'a>(bytes: &Range<u64>, deflated: &'a Deflated) -> impl Iterator<Ite
 
 /// The old blocks that a run reads, or some more: what its deflated data read block by block.
 fn sources_of(run: &Run, deflated: &Deflated) -> Vec<Extent> {
-    if run.source != Source::Deflate {
+    if run.source != Source::Recoded {
         return source_of(run).map(|range| blocks_touched(&range)).into_iter().collect();
     }
     parts_of(&(run.dst..run.dst + run.len), deflated).flat_map(|(_, reads)| reads.blocks.iter().copied()).collect()
@@ -112,7 +112,7 @@ impl<'a> Recipe<'a> {
     pub fn recoding(mut self, recode: &'a dyn Recode) -> Self {
         let mut deflated = Deflated::new();
         let mut steps = Vec::new();
-        for run in self.runs.iter().filter(|run| run.source == Source::Deflate) {
+        for run in self.runs.iter().filter(|run| run.source == Source::Recoded) {
             for part in recode.parts(run.dst..run.dst + run.len) {
                 steps.clear();
                 recode.steps(part.clone(), &mut steps);
@@ -132,7 +132,7 @@ impl<'a> Recipe<'a> {
     pub fn unpacks_from(&self, run: &Run, block: u64) -> bool {
         let own = Extent { start: block, count: 1 };
         let reads = || sources_of(run, &self.deflated).iter().any(|read| read.intersect(&own).count > 0);
-        run.source == Source::Deflate && reads()
+        run.source == Source::Recoded && reads()
     }
 
     /// The old blocks that a run of deflated data is made of, or some more.
@@ -147,7 +147,7 @@ impl<'a> Recipe<'a> {
         let mut reads = Reads::default();
         for run in extents.iter().flat_map(|extent| self.clip(extent.bytes(new_len))) {
             reads.blocks.extend(sources_of(&run, &self.deflated));
-            if run.source != Source::Deflate {
+            if run.source != Source::Recoded {
                 reads.steps += 1;
                 continue;
             }
@@ -255,7 +255,7 @@ impl<'a> Recipe<'a> {
                 Source::Zero => (StepKind::Zero, 0),
                 Source::Copy { src } => (StepKind::Copy, src),
                 Source::Add { src } => (StepKind::Add, src),
-                Source::Deflate => {
+                Source::Recoded => {
                     if let Some(recode) = self.recode {
                         recode.steps(run.dst..run.dst + run.len, steps);
                     }
@@ -292,7 +292,7 @@ impl<'a> Recipe<'a> {
     pub fn avoid_sources(&mut self, old_blocks: &[Extent]) {
         let deflated = Arc::clone(&self.deflated);
         self.rewrite(|run, parts| {
-            if run.source == Source::Deflate {
+            if run.source == Source::Recoded {
                 return avoid_in_deflate(run, old_blocks, &deflated, parts);
             }
             let Some(source) = source_of(run) else { return parts.push(*run) };
@@ -332,7 +332,7 @@ impl<'a> Recipe<'a> {
     pub fn self_references(&self) -> Vec<u64> {
         let mut found = Vec::new();
         for run in &self.runs {
-            if run.source == Source::Deflate {
+            if run.source == Source::Recoded {
                 let bytes = run.dst..run.dst + run.len;
                 for (part, reads) in parts_of(&bytes, &self.deflated) {
                     let own = blocks_touched(&(part.start.max(bytes.start)..part.end.min(bytes.end)));

@@ -60,7 +60,7 @@ pub(crate) struct Recodings<'a> {
 }
 
 /// Looks at what `runs` have as literals for compressed data that can be made from those of the old image. Returns how, and
-/// the runs with [`Source::Deflate`] where that is shorter; `None` where it is nowhere. Texts are kept in files without
+/// the runs with [`Source::Recoded`] where that is shorter; `None` where it is nowhere. Texts are kept in files without
 /// names in `folder`.
 ///
 /// # Errors
@@ -122,7 +122,7 @@ impl NewTexts for Recodings<'_> {
 }
 
 /// Looks at what `runs` have as literals for deflated data that can be made from those of the old image. Returns how, and
-/// the runs with [`Source::Deflate`] where that is shorter; `None` where it is nowhere. Texts are kept in files without
+/// the runs with [`Source::Recoded`] where that is shorter; `None` where it is nowhere. Texts are kept in files without
 /// names in `folder`.
 ///
 /// # Errors
@@ -172,7 +172,7 @@ fn recode_deflate<'a>(
     if chosen.is_empty() {
         return Ok(None);
     }
-    let runs = replaced(runs, &chosen, Source::Deflate);
+    let runs = replaced(runs, &chosen, Source::Recoded);
     Ok(Some((recoding, runs)))
 }
 

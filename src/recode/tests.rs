@@ -227,7 +227,7 @@ fn sources(steps: &[Step]) -> BTreeSet<u64> {
 fn deflated_data_are_found_and_chosen() {
     let images = Images::new();
     let (_, runs) = images.recoded();
-    let deflate: u64 = runs.iter().filter(|run| run.source == Source::Deflate).map(|run| run.len).sum();
+    let deflate: u64 = runs.iter().filter(|run| run.source == Source::Recoded).map(|run| run.len).sum();
     assert!(deflate > images.new.len() as u64 - 1234 - 100, "{deflate} of {}", images.new.len());
     let mut at = 0;
     for run in runs {
@@ -246,7 +246,7 @@ fn pieces_behind_a_break_are_chosen() {
     let end_of_both = Images::of(both.old[200 << 10..].to_vec(), both.new[..end].to_vec());
     for images in [both, end_alone, end_of_both] {
         let (_, runs) = images.recoded();
-        let deflate: u64 = runs.iter().filter(|run| run.source == Source::Deflate).map(|run| run.len).sum();
+        let deflate: u64 = runs.iter().filter(|run| run.source == Source::Recoded).map(|run| run.len).sum();
         assert!(deflate > images.new.len() as u64 - (64 << 10), "{deflate} of {}", images.new.len());
     }
 }
@@ -284,7 +284,7 @@ proptest! {
 /// Any stretch comes out right, and reads nothing but what its blocks read by themselves: the planner relies on it.
 fn check_stretch(images: &Images, from: u64, len: u64) -> Result<(), TestCaseError> {
     let (recoding, runs) = images.recoded();
-    for run in runs.iter().filter(|run| run.source == Source::Deflate) {
+    for run in runs.iter().filter(|run| run.source == Source::Recoded) {
         let (start, end) = (run.dst.max(from), (run.dst + run.len).min(from + len));
         if start >= end {
             continue;
@@ -313,7 +313,7 @@ fn check_stretch(images: &Images, from: u64, len: u64) -> Result<(), TestCaseErr
 fn ranges_are_replaced_only_where_there_are_runs() {
     let run = |dst, len, source| Run { dst, len, source };
     let literal = |dst, len| run(dst, len, Source::Literal);
-    let recoded = |dst, len| run(dst, len, Source::Deflate);
+    let recoded = |dst, len| run(dst, len, Source::Recoded);
     let runs = [literal(0, 4), literal(10, 5), run(15, 5, Source::Copy { src: 7 }), literal(30, 10), literal(50, 10)];
     let cases: [(&[Range<u64>], &[Run]); 6] = [
         (std::slice::from_ref(&(8..20)), &[literal(0, 4), recoded(10, 10), literal(30, 10), literal(50, 10)]),
@@ -337,7 +337,7 @@ fn ranges_are_replaced_only_where_there_are_runs() {
         (&[4..10, 20..30], &runs),
     ];
     for (ranges, expected) in cases {
-        assert_eq!(replaced(&runs, ranges, Source::Deflate), expected, "{ranges:?}");
+        assert_eq!(replaced(&runs, ranges, Source::Recoded), expected, "{ranges:?}");
     }
 }
 
@@ -364,4 +364,26 @@ fn a_chunk_is_unpacked_once() {
     assert_eq!(units.list.len(), 1);
     let chunks = frames::blocks(&image, Whole::Lzma, &(0..11).map(|i| 16 * i).collect::<Vec<usize>>());
     assert_eq!((chunks.len(), chunks[0].len()), (1, 1));
+}
+
+/// Units of one coding that share bytes with those of another are not chosen.
+#[test]
+fn units_of_two_codings_do_not_overlap() {
+    let image = |edition: u8| {
+        let mut encoder = liblzma::write::XzEncoder::new(Vec::new(), 6);
+        encoder.write_all(&crate::compressible::CONTENT[..60_000]).unwrap();
+        encoder.write_all(&[edition; 3]).unwrap();
+        encoder.write_all(&crate::compressible::CONTENT[60_000..100_000]).unwrap();
+        encoder.finish().unwrap()
+    };
+    let images = Images::of(image(0), image(1));
+    let runs = [Run { dst: 0, len: images.new.len() as u64, source: Source::Literal }];
+    let old = View { bytes: &images.old, data: &images.data[0] };
+    let new = View { bytes: &images.new, data: &images.data[1] };
+    let options = matcher::Options { memory: 1 << 26, threads: 2, ..matcher::Options::default() };
+    let recode = |others: &[WholeRecoding]| {
+        recode_whole(Whole::Lzma, old, new, (&runs, others), &options, Path::new("/tmp")).unwrap()
+    };
+    let (recoding, _) = recode(&[]).expect("it is chosen where nothing else is");
+    assert!(recode(&[recoding]).is_none());
 }

@@ -105,7 +105,7 @@ pub(super) fn recode_whole(
         return Ok(None);
     }
     let ranges: Vec<Range<u64>> = recoding.chosen.iter().map(|chosen| chosen.unit.bytes.clone()).collect();
-    let runs = replaced(runs, &ranges, Source::Deflate);
+    let runs = replaced(runs, &ranges, Source::Recoded);
     Ok(Some((recoding, runs)))
 }
 
@@ -125,7 +125,7 @@ impl Gain {
         for run in runs[first..].iter().take_while(|run| run.dst < bytes.end) {
             match run.source {
                 Source::Literal => gain.literal += (run.dst + run.len).min(bytes.end) - run.dst.max(bytes.start),
-                Source::Deflate => return None,
+                Source::Recoded => return None,
                 _ => {}
             }
             gain.pieces += u64::from(end.replace(run.dst + run.len) != Some(run.dst));

@@ -63,7 +63,7 @@ fn pack_block(rest: &mut &[u8], codes: &mut Codes, end: usize, out: &mut Vec<u8>
 
 impl<'a> Parts<'a> {
     fn of(head: u8, rest: &mut &'a [u8], codes: &mut Codes) -> Option<Self> {
-        let count = usize::try_from(number(rest)?).ok().filter(|count| *count <= CONTENT_MOST)?;
+        let count = usize::try_from(varint::take(rest)?).ok().filter(|count| *count <= CONTENT_MOST)?;
         let code = match head & 3 {
             RAW | REPEATED => None,
             kind => {
@@ -74,7 +74,7 @@ impl<'a> Parts<'a> {
         let literals = Vec::with_capacity(count);
         let (sequences, described, ranks) = (Vec::new(), &[][..], [0; 3]);
         let mut parts = Parts { head, code, literals, sequences, kinds: 0, tables: None, described, ranks };
-        let sequences = number(rest)?;
+        let sequences = varint::take(rest)?;
         if sequences > 0 {
             parts.read_sequences(sequences, count, rest, codes)?;
         }
@@ -91,17 +91,17 @@ impl<'a> Parts<'a> {
         let count = usize::try_from(count).ok().filter(|count| *count <= rest.len() / SEQUENCE_LEAST)?;
         self.sequences.reserve_exact(count);
         for _ in 0..count {
-            let literal = u32::try_from(number(rest)?).ok()?;
+            let literal = u32::try_from(varint::take(rest)?).ok()?;
             if literal as usize > literals - self.literals.len() {
                 return None;
             }
             self.literals.extend_from_slice(take(rest, literal as usize)?);
-            let matched = u32::try_from(number(rest)?).ok()?.checked_add(3)?;
-            let offset = u32::try_from(number(rest)?).ok()?;
+            let matched = u32::try_from(varint::take(rest)?).ok()?.checked_add(3)?;
+            let offset = u32::try_from(varint::take(rest)?).ok()?;
             self.sequences.push([literal, offset, matched]);
         }
         for rank in &mut self.ranks {
-            *rank = number(rest)?;
+            *rank = varint::take(rest)?;
         }
         Some(())
     }
@@ -230,20 +230,4 @@ fn byte(rest: &mut &[u8]) -> Option<u8> {
 
 fn take<'a>(rest: &mut &'a [u8], count: usize) -> Option<&'a [u8]> {
     rest.split_off(..count)
-}
-
-#[inline(always)]
-fn number(rest: &mut &[u8]) -> Option<u64> {
-    if let [small @ 0..128, others @ ..] = *rest {
-        *rest = others;
-        return Some((*small).into());
-    }
-    large_number(rest)
-}
-
-#[cold]
-fn large_number(rest: &mut &[u8]) -> Option<u64> {
-    let (value, len) = varint::get_from(rest).ok().flatten()?;
-    take(rest, len)?;
-    Some(value)
 }

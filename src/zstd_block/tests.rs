@@ -1,6 +1,6 @@
 use super::*;
+use crate::compressible::{CONTENT, Damage, damaged};
 use proptest::prelude::*;
-use std::sync::LazyLock;
 
 /// The compressed blocks of frames that follow each other: those side by side in a frame together.
 fn together(mut frames: &[u8]) -> Vec<&[u8]> {
@@ -40,25 +40,6 @@ fn block(frame: &[u8]) -> (usize, u32, bool) {
     let (kind, size) = (header >> 1 & 3, (header >> 3) as usize);
     (HEADER + if kind == 1 { 1 } else { size }, kind, header & 1 == 1)
 }
-
-/// What is compressed: lines of text, and records as in a program's data, in turn.
-static CONTENT: LazyLock<Vec<u8>> = LazyLock::new(|| {
-    let mut content = Vec::new();
-    for i in 0u32.. {
-        let number = i.wrapping_mul(2_654_435_761);
-        match i / 3000 % 3 {
-            0 => content.extend(format!("entry {} of the table: value {}\n", number >> 22, number >> 15).bytes()),
-            1 => {
-                content.extend([(number >> 24) as u8 & 31, 0, 0, (number >> 16) as u8, i as u8, (i >> 8) as u8, 0, 72])
-            }
-            _ => content.extend((number >> 12).to_le_bytes()),
-        }
-        if content.len() > 4 << 20 {
-            break;
-        }
-    }
-    content
-});
 
 fn text_of(blocks: &[u8]) -> Result<Vec<u8>, Malformed> {
     let mut text = Vec::new();
@@ -173,18 +154,6 @@ fn codes_of_blocks_before_must_be_in_the_same_text() {
         }
     }
     assert!(alone > 0 && not > 0, "{alone} alone, {not} not");
-}
-
-/// Changed bytes, (place, by).
-type Damage = Vec<(u16, u8)>;
-
-fn damaged(bytes: &[u8], damage: &Damage) -> Vec<u8> {
-    let mut bytes = bytes.to_vec();
-    for (at, by) in damage {
-        let at = (usize::from(*at) * bytes.len()) >> 16;
-        bytes[at] ^= by;
-    }
-    bytes
 }
 
 proptest! {

@@ -1,6 +1,6 @@
 //! Compressed data through `diff` and `patch`.
 
-use super::{BLOCK, Scene, assert_same};
+use super::{BLOCK, Rng, Scene, assert_same};
 use blkpatch::delta::step::StepKind;
 use blkpatch::device::MemoryDevice;
 use blkpatch::diff::{DiffOptions, diff};
@@ -32,6 +32,25 @@ pub fn round_trip(old: &[u8], new: &[u8]) -> Info {
         .unwrap_or_else(|e| panic!("patch: {e}"));
     assert_same(&device.contents()[..new.len()], new, "the patched device");
     told
+}
+
+/// The same of an archive of these members, two of which change their places, and some bytes of which are damaged: by which
+/// of 65,536 parts of it they begin, and by what they change.
+pub fn round_trip_of_members<M>(
+    mut members: Vec<M>,
+    archive: impl Fn(&[M], u64) -> Vec<u8>,
+    swaps: u64,
+    damage: &[(u16, u8)],
+) {
+    let old = archive(&members, 0);
+    let (count, mut rng) = (members.len(), Rng::new(swaps));
+    members.swap(rng.below(count), rng.below(count));
+    let mut new = archive(&members, 2);
+    for (at, by) in damage {
+        let at = usize::from(*at) * new.len() / 65_536;
+        new[at] ^= by;
+    }
+    round_trip(&old, &new);
 }
 
 /// Bytes of the new image that steps of a kind make.
