@@ -55,11 +55,16 @@ pub fn get_from(bytes: &[u8]) -> Result<Option<(u64, usize)>, VarintError> {
 /// Takes the number at the start of `bytes`; `None`, and nothing is taken, where there is none.
 #[inline(always)]
 pub fn take(bytes: &mut &[u8]) -> Option<u64> {
-    if let [small @ 0..128, others @ ..] = *bytes {
-        *bytes = others;
-        return Some((*small).into());
-    }
-    take_large(bytes)
+    let (value, others) = match *bytes {
+        [small @ 0..128, others @ ..] => (u64::from(*small), others),
+        [low, high @ 1..128, others @ ..] => (u64::from(low & 127) | u64::from(*high) << 7, others),
+        [low, middle @ 128..=255, high @ 1..128, others @ ..] => {
+            (u64::from(low & 127) | u64::from(middle & 127) << 7 | u64::from(*high) << 14, others)
+        }
+        _ => return take_large(bytes),
+    };
+    *bytes = others;
+    Some(value)
 }
 
 #[cold]
@@ -115,6 +120,16 @@ mod tests {
             prop_assert_eq!(get(&mut input).unwrap(), value);
             prop_assert_eq!(get_signed(&mut input).unwrap(), signed);
             prop_assert!(input.is_empty());
+        }
+
+        /// Also those that are not in their shortest form, or not whole.
+        #[test]
+        fn is_taken_as_it_is_read(bytes in prop::collection::vec(prop_oneof![Just(0u8), Just(0x80), Just(1), any::<u8>()], 0..6)) {
+            let value = get_from(&bytes).ok().flatten();
+            let mut rest = &bytes[..];
+            prop_assert_eq!(take(&mut rest), value.map(|(value, _)| value));
+            let used = bytes.len() - rest.len();
+            prop_assert_eq!(used, value.map_or(0, |(_, len)| len));
         }
     }
 

@@ -75,16 +75,23 @@ impl<'a> BitWriter<'a> {
         Self { out, word: 0, used: 0 }
     }
 
-    /// Appends the lowest `bits`, at most 32, of `value`, whose other bits are zero.
-    #[inline]
-    pub fn put(&mut self, value: u64, bits: u32) {
+    /// Adds the lowest `bits` of `value`, whose other bits are zero: at most 57 until they are [put](Self::put).
+    #[inline(always)]
+    pub fn add(&mut self, value: u64, bits: u32) {
         self.word |= value << self.used;
         self.used += bits;
-        if self.used >= 32 {
-            self.out.extend_from_slice(&(self.word as u32).to_le_bytes());
-            self.word >>= 32;
-            self.used -= 32;
-        }
+    }
+
+    /// Appends what was added, as far as it fills bytes.
+    #[inline(always)]
+    pub fn put(&mut self) {
+        // All eight at once, which is faster than as many as are needed.
+        let whole = (self.used / 8) as usize;
+        let end = self.out.len() + whole;
+        self.out.extend_from_slice(&self.word.to_le_bytes());
+        self.out.truncate(end);
+        self.word = self.word.checked_shr(8 * whole as u32).unwrap_or(0);
+        self.used %= 8;
     }
 
     /// Whole bytes that are written, and what stood before them.
@@ -94,7 +101,7 @@ impl<'a> BitWriter<'a> {
 
     /// Marks the end.
     pub fn finish(mut self) {
-        self.put(1, 1);
+        self.add(1, 1);
         let bytes = self.used.div_ceil(8) as usize;
         self.out.extend_from_slice(&self.word.to_le_bytes()[..bytes]);
     }
@@ -110,7 +117,10 @@ mod tests {
             (0..500u64).map(|i| (i * 2_654_435_761 % (1 << (i % 32)), (i % 32) as u32)).collect();
         let mut bytes = vec![9, 9];
         let mut writer = BitWriter::new(&mut bytes);
-        numbers.iter().for_each(|(value, bits)| writer.put(*value, *bits));
+        for (value, bits) in &numbers {
+            writer.add(*value, *bits);
+            writer.put();
+        }
         writer.finish();
         let mut reader = BackReader::new(&bytes[2..]).unwrap();
         for (value, bits) in numbers.iter().rev() {

@@ -34,6 +34,8 @@ pub struct Malformed;
 
 /// Bytes of text that a sequence takes, at least.
 pub const SEQUENCE_LEAST: usize = 3;
+/// Literals that are copied in one go.
+const FEW: usize = 16;
 /// Bytes of a block's header.
 pub const HEADER: usize = 3;
 /// The kind of block that is compressed, in its header.

@@ -5,8 +5,8 @@ use super::fse::Table;
 use super::huffman::Code;
 use super::numbers::NUMBERS;
 use super::{
-    CODED, CODED_AS_BEFORE, COMPRESSED, CONTENT_MOST, Codes, HEADER, LAST, Malformed, RAW, REPEATED, SEQUENCE_LEAST,
-    format_of, plain_format_of, stream_len,
+    CODED, CODED_AS_BEFORE, COMPRESSED, CONTENT_MOST, Codes, FEW, HEADER, LAST, Malformed, RAW, REPEATED,
+    SEQUENCE_LEAST, format_of, plain_format_of, stream_len,
 };
 use crate::varint;
 use std::sync::Arc;
@@ -71,7 +71,7 @@ impl<'a> Parts<'a> {
                 Some((code, take(rest, used)?))
             }
         };
-        let literals = Vec::with_capacity(count);
+        let literals = Vec::with_capacity(count + FEW);
         let (sequences, described, ranks) = (Vec::new(), &[][..], [0; 3]);
         let mut parts = Parts { head, code, literals, sequences, kinds: 0, tables: None, described, ranks };
         let sequences = varint::take(rest)?;
@@ -95,7 +95,7 @@ impl<'a> Parts<'a> {
             if literal as usize > literals - self.literals.len() {
                 return None;
             }
-            self.literals.extend_from_slice(take(rest, literal as usize)?);
+            self.take_literals(literal as usize, rest)?;
             let matched = u32::try_from(varint::take(rest)?).ok()?.checked_add(3)?;
             let offset = u32::try_from(varint::take(rest)?).ok()?;
             self.sequences.push([literal, offset, matched]);
@@ -103,6 +103,23 @@ impl<'a> Parts<'a> {
         for rank in &mut self.ranks {
             *rank = varint::take(rest)?;
         }
+        Some(())
+    }
+
+    /// Takes literals that stand before a match.
+    #[inline(always)]
+    fn take_literals(&mut self, count: usize, rest: &mut &'a [u8]) -> Option<()> {
+        // Most are few, and copied faster together with others.
+        if count <= FEW
+            && let Some(some) = rest.first_chunk::<FEW>()
+        {
+            let end = self.literals.len() + count;
+            self.literals.extend_from_slice(some);
+            self.literals.truncate(end);
+            *rest = &rest[count..];
+            return Some(());
+        }
+        self.literals.extend_from_slice(take(rest, count)?);
         Some(())
     }
 
@@ -179,17 +196,21 @@ impl<'a> Parts<'a> {
                     let (literal, high, high_bits) = tables[0].before(literals.0, next[0])?;
                     // Together at most 27 bits.
                     let all = low | middle << low_bits | high << (low_bits + middle_bits);
-                    bits.put(all, low_bits + middle_bits + high_bits);
+                    bits.add(all, low_bits + middle_bits + high_bits);
                     [literal, offset, matched]
                 }
             });
-            for (_, above, count) in [literals, matches, offsets] {
-                bits.put(above.into(), count.into());
-            }
+            // At most 16 bits, 16 and 31.
+            bits.add(literals.1.into(), literals.2.into());
+            bits.put();
+            bits.add(matches.1.into(), matches.2.into());
+            bits.add(offsets.1.into(), offsets.2.into());
+            bits.put();
         }
         for which in [2, 1, 0] {
-            bits.put(states?[which].into(), tables[which].log);
+            bits.add(states?[which].into(), tables[which].log);
         }
+        bits.put();
         bits.finish();
         Some(())
     }
@@ -199,15 +220,18 @@ impl Code {
     /// Writes symbols, from the last to the first.
     fn write(&self, symbols: &[u8], out: &mut Vec<u8>) -> Option<()> {
         let mut bits = BitWriter::new(out);
-        for symbol in symbols.iter().rev() {
-            let (code, len) = self.codes[usize::from(*symbol)];
-            if len == 0 {
-                return None;
+        let mut all = true;
+        // Four have at most 44 bits.
+        for some in symbols.rchunks(4) {
+            for symbol in some.iter().rev() {
+                let (code, len) = self.codes[usize::from(*symbol)];
+                all &= len > 0;
+                bits.add(code.into(), len.into());
             }
-            bits.put(code.into(), len.into());
+            bits.put();
         }
         bits.finish();
-        Some(())
+        all.then_some(())
     }
 }
 

@@ -1,19 +1,16 @@
 //! From a block to its text.
 
 use super::bits::BackReader;
-use super::fse::Cell;
-use super::numbers::NUMBERS;
+use super::fse::Table;
+use super::numbers::{NUMBERS, Number};
 use super::{
-    CODED, CODED_AS_BEFORE, COMPRESSED, CONTENT_MOST, Codes, HEADER, LAST, Malformed, RAW, REPEATED, format_of,
+    CODED, CODED_AS_BEFORE, COMPRESSED, CONTENT_MOST, Codes, FEW, HEADER, LAST, Malformed, RAW, REPEATED, format_of,
     plain_format_of, stream_len,
 };
 use crate::varint;
 
 /// Bytes that a text may have, at the most, before it shows that there are too many: descriptions of codes, and some numbers.
 pub const TEXT_BEYOND: usize = 512;
-
-/// Literals that are copied in one go.
-const FEW: usize = 16;
 
 /// Appends the text of compressed blocks that follow each other to `text`. The first needs no codes of others.
 ///
@@ -33,6 +30,8 @@ pub fn unpack(blocks: &[u8], most: usize, text: &mut Vec<u8>) -> Result<(), Malf
 #[derive(Clone, Debug, Default)]
 pub struct Unpacker {
     codes: Codes,
+    /// Of the tables of numbers.
+    steps: [Vec<Step>; 3],
 }
 
 impl Unpacker {
@@ -102,14 +101,19 @@ impl Unpacker {
         varint::put(text, count as u64);
         let (code, used) = self.codes.literals(head & 3, coded)?;
         text.extend_from_slice(take(&mut coded, used)?);
-        let mut literals = Vec::with_capacity(count);
-        if streams > 1 {
-            let each = stream_len(count, streams);
-            for jump in take(&mut coded, 6)?.chunks_exact(2) {
-                code.read(take(&mut coded, number(jump) as usize)?, each, &mut literals)?;
-            }
+        let mut literals = vec![0; count];
+        if streams == 1 {
+            code.read(coded, &mut literals)?;
+            return Some(literals);
         }
-        code.read(coded, count.checked_sub(literals.len())?, &mut literals)?;
+        let each = stream_len(count, streams);
+        let mut parts = [&[][..]; 4];
+        let jumps = take(&mut coded, 6)?;
+        for (part, jump) in parts.iter_mut().zip(jumps.chunks_exact(2)) {
+            *part = take(&mut coded, number(jump) as usize)?;
+        }
+        parts[3] = coded;
+        code.read_four(parts, each, &mut literals)?;
         Some(literals)
     }
 
@@ -128,81 +132,160 @@ impl Unpacker {
         }
         let (tables, used) = self.codes.tables(kinds, rest)?;
         text.extend_from_slice(take(&mut rest, used)?);
+        for ((steps, table), number) in self.steps.iter_mut().zip(&tables).zip(&NUMBERS) {
+            steps_of(table, number, steps)?;
+        }
         let mut bits = BackReader::new(rest)?;
-        let mut states = [0u16; 3];
+        let mut states = [0usize; 3];
         for (state, table) in states.iter_mut().zip(&tables) {
-            *state = bits.take(table.log)? as u16;
+            *state = bits.take(table.log)? as usize;
         }
+        let [lengths, offsets, matches] = &self.steps;
+        let mut out = Out::new(text, literals.len(), count, most);
         for left in (0..count).rev() {
-            let mut cells = [Cell::default(); 3];
-            for ((cell, state), table) in cells.iter_mut().zip(states).zip(&tables) {
-                *cell = *table.cells.get(usize::from(state))?;
-            }
-            let [literal, offset, matched] = numbers_of(&cells, &mut bits)?;
-            put_number(literal, text);
-            take_literals(literals, literal as usize, most, text)?;
-            put_number(matched - 3, text);
-            put_number(offset, text);
+            let (length, offset) = (lengths.get(states[0])?, offsets.get(states[1])?);
+            let matched = matches.get(states[2])?;
+            let extra = [offset.extra, matched.extra, length.extra].map(u32::from);
+            // The last sequence is followed by nothing.
+            let next = [length.bits, matched.bits, offset.bits].map(|bits| if left > 0 { u32::from(bits) } else { 0 });
+            let (extra, next) = take_six(&mut bits, extra, next)?;
+            out.put(length.number + extra[2], matched.number + extra[1] - 3, offset.number + extra[0], literals)?;
             if left > 0 {
-                let each = [cells[0].bits, cells[2].bits, cells[1].bits].map(u32::from);
-                let [literal, matched, offset] = take_three(&mut bits, each)?;
-                states = [literal, offset, matched].map(|value| value as u16);
-                states.iter_mut().zip(&cells).for_each(|(state, cell)| *state += cell.base);
+                let [length_state, match_state, offset_state] = next;
+                states = [
+                    usize::from(length.base) + length_state as usize,
+                    usize::from(offset.base) + offset_state as usize,
+                    usize::from(matched.base) + match_state as usize,
+                ];
             }
         }
+        let end = out.end;
+        text.truncate(end);
         if bits.left() > 0 {
             return None;
         }
         for (table, state) in tables.iter().zip(states) {
-            varint::put(text, table.rank(state)?.into());
+            varint::put(text, table.rank(state as u16)?.into());
         }
         Some(())
     }
 }
 
-/// The numbers of a sequence whose codes these cells stand for.
-#[inline(always)]
-fn numbers_of(cells: &[Cell; 3], bits: &mut BackReader<'_>) -> Option<[u32; 3]> {
-    let mut found = [(0, 0); 3];
-    for ((place, cell), number) in found.iter_mut().zip(cells).zip(&NUMBERS) {
-        *place = *number.codes.get(usize::from(cell.symbol))?;
-    }
-    let [literals, offsets, matches] = found;
-    let each = [offsets.1, matches.1, literals.1].map(u32::from);
-    let [offset, matched, literal] = take_three(bits, each)?;
-    Some([literals.0 + literal as u32, offsets.0 + offset as u32, matches.0 + matched as u32])
+/// A state of a table of numbers: the smallest number that it stands for, and the bits that are added to that; and what
+/// bits make the next state.
+#[derive(Clone, Copy, Debug, Default)]
+struct Step {
+    number: u32,
+    base: u16,
+    extra: u8,
+    bits: u8,
 }
 
-/// Three values of so many bits, of which most together have at most 56.
+/// The states of a table.
+fn steps_of(table: &Table, number: &Number, steps: &mut Vec<Step>) -> Option<()> {
+    steps.clear();
+    for cell in &table.cells {
+        let (least, extra) = *number.codes.get(usize::from(cell.symbol))?;
+        steps.push(Step { number: least, base: cell.base, extra, bits: cell.bits });
+    }
+    Some(())
+}
+
+/// Six values of so many bits. The last three have at most 27 together, the others at most 63.
 #[inline(always)]
-fn take_three(bits: &mut BackReader<'_>, each: [u32; 3]) -> Option<[u64; 3]> {
-    let [first, second, third] = each;
-    let all = first + second + third;
+fn take_six(bits: &mut BackReader<'_>, first: [u32; 3], last: [u32; 3]) -> Option<([u32; 3], [u32; 3])> {
+    let [a, b, c] = first;
+    let [d, e, f] = last;
+    let all = a + b + c + d + e + f;
     if all > 56 {
-        return Some([bits.take(first)?, bits.take(second)?, bits.take(third)?]);
+        return take_six_apart(bits, [a, b, c, d, e, f]);
     }
     let taken = bits.take(all)?;
-    let mask = |count: u32| (1u64 << count) - 1;
-    Some([taken >> (second + third), taken >> third & mask(second), taken & mask(third)])
+    let part = |above: u32, count: u32| (taken >> above & ((1 << count) - 1)) as u32;
+    let first = [part(all - a, a), part(all - a - b, b), part(d + e + f, c)];
+    Some((first, [part(e + f, d), part(f, e), part(0, f)]))
 }
 
-/// Appends a number as a varint.
-#[inline(always)]
-fn put_number(number: u32, text: &mut Vec<u8>) {
-    if number < 128 { text.push(number as u8) } else { varint::put(text, number.into()) }
+#[cold]
+fn take_six_apart(bits: &mut BackReader<'_>, each: [u32; 6]) -> Option<([u32; 3], [u32; 3])> {
+    let mut values = [0; 6];
+    for (value, count) in values.iter_mut().zip(each) {
+        *value = bits.take(count)? as u32;
+    }
+    let [a, b, c, d, e, f] = values;
+    Some(([a, b, c], [d, e, f]))
+}
+
+/// What a sequence takes at most besides its literals, and what is written at once.
+const SEQUENCE_MOST: usize = 3 * 5 + FEW;
+
+/// The sequences of a text: room that they fill from the front.
+struct Out<'a> {
+    room: &'a mut [u8],
+    end: usize,
+    most: usize,
+}
+
+impl<'a> Out<'a> {
+    /// For sequences with these literals, behind a text that may have up to `most` bytes.
+    fn new(text: &'a mut Vec<u8>, literals: usize, count: u32, most: usize) -> Self {
+        let end = text.len();
+        let all = end + literals + (count as usize + 1) * SEQUENCE_MOST;
+        text.resize(all.min(most.saturating_add(2 * SEQUENCE_MOST)), 0);
+        Self { room: text, end, most }
+    }
+
+    /// `None` where there are fewer literals, or the text has too many bytes then.
+    #[inline(always)]
+    fn put(&mut self, length: u32, matched: u32, offset: u32, literals: &mut &[u8]) -> Option<()> {
+        self.number(length)?;
+        let count = length as usize;
+        let end = self.end + count;
+        // Most are few, and copied faster together with others.
+        if count <= FEW
+            && let Some(some) = literals.first_chunk::<FEW>()
+        {
+            *self.chunk()? = *some;
+        } else {
+            self.room.get_mut(self.end..end)?.copy_from_slice(literals.get(..count)?);
+        }
+        *literals = literals.get(count..)?;
+        self.end = end;
+        self.number(matched)?;
+        self.number(offset)?;
+        (self.end <= self.most).then_some(())
+    }
+
+    fn chunk<const N: usize>(&mut self) -> Option<&mut [u8; N]> {
+        self.room.get_mut(self.end..)?.first_chunk_mut()
+    }
+
+    /// Appends a number as a varint.
+    #[inline(always)]
+    fn number(&mut self, number: u32) -> Option<()> {
+        if number < 1 << 7 {
+            *self.room.get_mut(self.end)? = number as u8;
+            self.end += 1;
+            return Some(());
+        }
+        if number < 1 << 21 {
+            let long = number >= 1 << 14;
+            let bytes = number & 0x7f | (number << 1 & 0x7f00) | (number << 2 & 0x7f_0000) | 0x80;
+            *self.chunk()? = (bytes | u32::from(long) << 15).to_le_bytes();
+            self.end += 2 + usize::from(long);
+            return Some(());
+        }
+        let mut bytes = Vec::new();
+        varint::put(&mut bytes, number.into());
+        self.room.get_mut(self.end..self.end + bytes.len())?.copy_from_slice(&bytes);
+        self.end += bytes.len();
+        Some(())
+    }
 }
 
 /// Takes literals and appends them, unless the text has more than `most` bytes then.
-#[inline(always)]
 fn take_literals(literals: &mut &[u8], count: usize, most: usize, text: &mut Vec<u8>) -> Option<()> {
-    let end = text.len().checked_add(count).filter(|end| *end <= most)?;
-    // Most are few, and copied faster together with others.
-    if let Some(some) = literals.first_chunk::<FEW>().filter(|_| count <= FEW) {
-        text.extend_from_slice(some);
-        text.truncate(end);
-        *literals = &literals[count..];
-        return Some(());
-    }
+    text.len().checked_add(count).filter(|end| *end <= most)?;
     text.extend_from_slice(take(literals, count)?);
     Some(())
 }
