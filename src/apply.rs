@@ -4,25 +4,26 @@
 //! and what they read is read. That is sound: bytes at home stay there until a later batch writes (R2 orders only writes); bytes that
 //! an earlier batch produces are read when that batch has been written.
 
+use crate::ahead::{Coming, Unpacking, unpack_texts};
 use crate::delta::Delta;
 use crate::delta::DeltaError;
 use crate::delta::batch::{Batch, BatchKind};
 use crate::delta::check::CheckedOrder;
-use crate::delta::placement::{Piece, Placement, Sources};
-use crate::delta::step::Step;
-use crate::delta::step_reader::StepReader;
+use crate::delta::memory::UNPACKERS;
 use crate::delta::writer::fill_save;
 use crate::device::{AlignedBuffer, Device, DeviceError};
 use crate::maker::Maker;
 use crate::milestone::{Gone, Milestone};
 use crate::monitor::Monitor;
+use crate::planner::{Loaded, Planned, Planner};
+use crate::reading_room::{READERS, ReadingRoom, read_jobs};
 use crate::scribe::{Order, Scribe, WRITERS, Work};
-use crate::sources::{READERS, ReadingRoom, SourceBuffer, read_jobs};
+use crate::sources::SourceBuffer;
 use crate::target::SurveyError;
 use crate::units::{BLOCK, Extent};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
+use std::sync::{Arc, Mutex};
 use std::thread::{Scope, ScopedJoinHandle};
 
 /// What a walk did.
@@ -94,17 +95,22 @@ pub fn walk(
     let (done, to_reuse) = channel();
     let (to_read, jobs) = channel();
     let jobs = Mutex::new(jobs);
-    let (to_make, plans) = sync_channel(AHEAD);
-    let (made, used) = channel();
-    let reading = ReadingRoom::new(to_read, &written, device.len());
-    let mut planner = Planner { delta, placement: order.placement(), steps: delta.steps()?, reading, used };
+    let (to_load, plans) = channel();
+    let (to_make, loaded) = channel();
+    let (to_plan, used) = channel();
+    let (to_use, texts) = channel();
+    let (to_unpack, reuse) = channel();
+    let mut planner = Planner::new(delta, order, ReadingRoom::new(to_read, &written), used)?;
     let desk = Desk { to_write, to_reuse, buffers: Vec::new(), made: 0 };
-    let mut walker = Walker { delta, maker: Maker::new(delta)?, plans, made, desk };
+    let unpacking = Arc::new(Mutex::new(Unpacking::new(plans, to_make, to_plan, reuse)));
+    let mut walker = Walker { delta, maker: Maker::new(delta)?, loaded, texts: Coming::new(texts, to_unpack), desk };
     let prepared = std::thread::scope(|scope| {
         // Whatever ends this, nobody may wait for orders that will not come.
         let _end = Abandon(&written);
+        let end = device.len();
         for _ in 0..READERS {
-            start(scope, device, || read_jobs(device, &jobs, &written))?;
+            let (jobs, written) = (&jobs, &written);
+            start(scope, device, move || read_jobs(device, end, jobs, written))?;
         }
         let mut writers = Vec::new();
         for _ in 0..WRITERS {
@@ -115,7 +121,12 @@ pub fn walk(
             })?);
         }
         drop(done);
-        start(scope, device, move || planner.all(redo, &to_make))?;
+        for _ in 0..UNPACKERS {
+            let (unpacking, to_use) = (Arc::clone(&unpacking), to_use.clone());
+            start(scope, device, move || unpack_texts(&unpacking, &to_use))?;
+        }
+        drop((unpacking, to_use));
+        start(scope, device, move || planner.all(redo, &to_load))?;
         let prepared = walker.all(stop, monitor);
         drop(walker); // no more orders
         writers.into_iter().for_each(|w| w.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
@@ -162,47 +173,14 @@ impl Drop for CloseOnPanic<'_, '_> {
 
 /// Batches that are being made or written at the same time: one is made, one waits.
 pub(crate) const BUFFERS: usize = WRITERS + 2;
-/// Plans that wait for the maker: besides one that is being made, and one that is being planned. The sources of all but the
-/// first are being read.
-const AHEAD: usize = READERS - 1;
-
-/// Follows the order ahead of the walk: finds out where the sources of each batch lie when its turn comes, and has them
-/// read.
-struct Planner<'a> {
-    delta: &'a Delta,
-    placement: Placement<'a>,
-    steps: StepReader,
-    reading: ReadingRoom<'a>,
-    /// What batches that are done needed.
-    used: Receiver<Used>,
-}
-
-/// Memory for other batches.
-#[derive(Default)]
-struct Used {
-    steps: Vec<Step>,
-    pieces: Vec<(u64, u64)>,
-    sources: Option<SourceBuffer>,
-}
 
 /// Makes what was planned, and hands it over.
 struct Walker<'a> {
     delta: &'a Delta,
     maker: Maker,
-    plans: Receiver<Result<Planned<'a>, WalkError>>,
-    made: Sender<Used>,
+    loaded: Receiver<Result<Arc<Loaded<'a>>, WalkError>>,
+    texts: Coming,
     desk: Desk<'a>,
-}
-
-/// A batch whose place in the order is known.
-struct Planned<'a> {
-    index: u64,
-    batch: &'a Batch,
-    redo: bool,
-    steps: Vec<Step>,
-    /// Where the bytes of the steps that read lie: byte on the target, and number of bytes.
-    pieces: Vec<(u64, u64)>,
-    loaded: Option<Receiver<Result<SourceBuffer, DeviceError>>>,
 }
 
 impl From<Gone> for WalkError {
@@ -238,108 +216,53 @@ impl<'a> Desk<'a> {
     }
 }
 
-impl<'a> Planner<'a> {
-    /// Plans batch after batch, until one cannot be planned, or nobody wants the next.
-    fn all(&mut self, redo: &[bool], to_make: &SyncSender<Result<Planned<'a>, WalkError>>) {
-        for ((index, batch), redo) in (0u64..).zip(self.delta.table.batches()).zip(redo) {
-            let planned = self.plan(index, batch, *redo);
-            let failed = planned.is_err();
-            if to_make.send(planned).is_err() || failed {
-                return;
-            }
-        }
-    }
-
-    fn plan(&mut self, index: u64, batch: &'a Batch, redo: bool) -> Result<Planned<'a>, WalkError> {
-        let missing = |block| DeltaError::Rule { rule: "source", batch: index, block };
-        let extents = self.delta.table.extents(batch);
-        let Used { steps, pieces, sources } = self.used.try_recv().unwrap_or_default();
-        self.reading.buffers.extend(sources);
-        let mut planned = Planned { index, batch, redo, steps, pieces, loaded: None };
-        let sources = match batch.kind {
-            BatchKind::Zero => Sources::default(),
-            BatchKind::Save => self.placement.save_sources(self.delta.table.saved(batch)).map_err(missing)?,
-            BatchKind::Data => {
-                self.steps.read_batch(extents, &mut planned.steps)?;
-                let pieces = &mut planned.pieces;
-                let keep = |piece: &Piece| {
-                    if redo {
-                        pieces.push((piece.physical, piece.len))
-                    }
-                };
-                self.placement.sources_in_pieces(&planned.steps, keep).map_err(missing)?
-            }
-        };
-        // The rules were checked before; this keeps track of where old bytes lie.
-        self.placement.advance(index, &self.delta.table, batch, &sources)?;
-        if redo && batch.kind != BatchKind::Zero {
-            planned.loaded = Some(self.reading.request(sources)?);
-        }
-        if redo || batch.barrier {
-            self.reading.note_order(if redo { extents } else { &[] });
-        }
-        Ok(planned)
-    }
-}
-
 impl<'a> Walker<'a> {
     fn all(&mut self, stop: &AtomicBool, monitor: &dyn Monitor) -> Result<(), WalkError> {
-        // Who plans ends early only where that fails.
-        while let Ok(planned) = self.plans.recv() {
-            let planned = planned?;
+        // Who plans, and who loads, ends early only where that fails.
+        while let Ok(loaded) = self.loaded.recv() {
+            let loaded = loaded?;
             // Not where everything is done.
             if stop.load(Ordering::Relaxed) {
                 return Err(WalkError::Stop);
             }
-            if !planned.redo {
-                monitor.advance(self.delta.table.written_bytes(planned.batch, self.delta.header.new.len));
+            if !loaded.planned.redo {
+                monitor.advance(self.delta.table.written_bytes(loaded.planned.batch, self.delta.header.new.len));
             }
-            self.carry_out(planned)?;
+            self.carry_out(&loaded)?;
         }
         Ok(())
     }
 
-    fn carry_out(&mut self, planned: Planned<'a>) -> Result<(), WalkError> {
-        let Planned { batch, redo, .. } = planned;
+    fn carry_out(&mut self, loaded: &Loaded<'a>) -> Result<(), WalkError> {
+        let Planned { batch, redo, steps, .. } = &loaded.planned;
         let extents = self.delta.table.extents(batch);
-        let mut sources = None;
-        if redo {
+        if *redo {
             let work = match batch.kind {
                 BatchKind::Zero => Work::Zeros,
-                BatchKind::Save | BatchKind::Data => {
-                    // Those who read end early only where the writer did.
-                    let loaded = planned.loaded.as_ref().and_then(|loaded| loaded.recv().ok()).ok_or(Gone)?;
-                    Work::Bytes(self.make(&planned, sources.insert(loaded?))?)
-                }
+                BatchKind::Save | BatchKind::Data => Work::Bytes(self.make(loaded)?),
             };
-            self.desk.hand_over(batch, extents, work)?;
-        } else {
-            if batch.barrier {
-                self.desk.hand_over(batch, &[], Work::Nothing)?;
-            }
-            self.maker.skip(&planned.steps)?;
+            return Ok(self.desk.hand_over(batch, extents, work)?);
         }
-        let Planned { mut steps, mut pieces, .. } = planned;
-        steps.clear();
-        pieces.clear();
-        // Who plans may be done.
-        let _ = self.made.send(Used { steps, pieces, sources });
-        Ok(())
+        if batch.barrier {
+            self.desk.hand_over(batch, &[], Work::Nothing)?;
+        }
+        Ok(self.maker.skip(steps)?)
     }
 
     /// Makes the bytes of a batch; they are the right ones.
-    fn make(&mut self, planned: &Planned<'_>, sources: &SourceBuffer) -> Result<AlignedBuffer, WalkError> {
-        let batch = planned.batch;
+    fn make(&mut self, loaded: &Loaded<'_>) -> Result<AlignedBuffer, WalkError> {
+        let batch = loaded.planned.batch;
         let len = self.delta.table.written_bytes(batch, self.delta.header.new.len);
         let mut output = self.desk.buffer(len as usize)?;
         if batch.kind == BatchKind::Save {
-            self.make_save(batch, sources, &mut output)?;
+            self.make_save(batch, &loaded.sources, &mut output)?;
         } else {
-            self.make_data(planned, sources, &mut output)?;
+            self.texts.start_batch();
+            self.maker.make(&loaded.planned.steps, &mut output, loaded.fetch(0), &mut self.texts)?;
         }
         if crc32fast::hash(&output) != batch.crc {
             let offset = self.delta.table.extents(batch).first().map_or(0, |e| e.start * BLOCK);
-            return Err(WalkError::WrongResult { batch: planned.index, offset });
+            return Err(WalkError::WrongResult { batch: loaded.planned.index, offset });
         }
         Ok(output)
     }
@@ -354,21 +277,5 @@ impl<'a> Walker<'a> {
             }
         });
         Ok(result?)
-    }
-
-    fn make_data(&mut self, planned: &Planned<'_>, sources: &SourceBuffer, output: &mut [u8]) -> Result<(), WalkError> {
-        let mut pieces = planned.pieces.iter();
-        let made = self.maker.make(&planned.steps, output, |_, target| {
-            let mut filled = 0;
-            while filled < target.len()
-                && let Some((physical, len)) = pieces.next()
-            {
-                let end = filled + *len as usize;
-                sources.copy(*physical, &mut target[filled..end])?;
-                filled = end;
-            }
-            Ok(())
-        });
-        Ok(made?)
     }
 }

@@ -1,6 +1,7 @@
 //! Updates a disk image in place on its device by shipping only what changed.
 #![deny(missing_docs, unsafe_code)]
 
+mod ahead;
 pub mod apply;
 pub mod blockset;
 pub mod codes;
@@ -40,8 +41,10 @@ mod parallel;
 pub mod patch;
 mod patient;
 pub mod plan;
+mod planner;
 pub mod qcow2;
 mod reading;
+mod reading_room;
 mod recode;
 pub mod resume;
 mod save;

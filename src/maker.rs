@@ -10,11 +10,54 @@ use crate::delta::{Delta, DeltaError};
 pub(crate) struct Maker {
     differences: DifferenceReader,
     literals: StreamReader,
-    texts: OldTexts,
     /// A new text.
     text: Vec<u8>,
     /// The blocks that it stands for.
     packed: Vec<u8>,
+}
+
+/// What fills in the sources of a batch's steps, which are asked for in their order.
+pub(crate) trait Fetch {
+    /// Fills in what a step reads.
+    ///
+    /// # Errors
+    /// Where that is not there.
+    fn fill(&mut self, step: &Step, target: &mut [u8]) -> Result<(), DeltaError>;
+
+    /// Passes over what a step reads, if it reads anything.
+    fn pass(&mut self, step: &Step);
+}
+
+/// Where the old texts of a batch come from.
+pub(crate) trait Texts {
+    /// Does an unpack step, or waits until it is done.
+    ///
+    /// # Errors
+    /// Where it cannot be.
+    fn unpack(&mut self, step: &Step, fetch: &mut impl Fetch) -> Result<(), DeltaError>;
+
+    /// The bytes of the old text that a step reads.
+    ///
+    /// # Errors
+    /// Where they are not there.
+    fn get(&self, step: &Step) -> Result<&[u8], DeltaError>;
+
+    /// The text was used: the next unpack step begins a new one.
+    fn close(&mut self);
+}
+
+impl Texts for OldTexts {
+    fn unpack(&mut self, step: &Step, fetch: &mut impl Fetch) -> Result<(), DeltaError> {
+        self.unpack(step, |source| fetch.fill(step, source))
+    }
+
+    fn get(&self, step: &Step) -> Result<&[u8], DeltaError> {
+        self.get(step)
+    }
+
+    fn close(&mut self) {
+        self.close();
+    }
 }
 
 impl Maker {
@@ -24,10 +67,11 @@ impl Maker {
     /// Where a decompressor cannot be set up.
     pub fn new(delta: &Delta) -> Result<Self, DeltaError> {
         let (differences, literals) = (delta.differences()?, delta.literals()?);
-        Ok(Self { differences, literals, texts: OldTexts::default(), text: Vec::new(), packed: Vec::new() })
+        Ok(Self { differences, literals, text: Vec::new(), packed: Vec::new() })
     }
 
-    /// Makes the bytes of the next batch, which `steps` tile. `fetch` fills in the source of a step that reads.
+    /// Makes the bytes of the next batch, which `steps` tile. `fetch` fills in the sources of steps that read; `texts` are at
+    /// the start of the batch.
     ///
     /// # Errors
     /// Where the delta cannot be read any more, `fetch` fails, or compressed data are not what the delta says.
@@ -35,15 +79,15 @@ impl Maker {
         &mut self,
         steps: &[Step],
         output: &mut [u8],
-        mut fetch: impl FnMut(&Step, &mut [u8]) -> Result<(), DeltaError>,
+        mut fetch: impl Fetch,
+        texts: &mut impl Texts,
     ) -> Result<(), DeltaError> {
         self.differences.start_batch();
-        self.texts.start_batch();
         let (mut rest, mut steps) = (output, steps);
         while let Some((step, others)) = steps.split_first() {
             steps = others;
             if step.kind.unpacks() {
-                self.texts.unpack(step, |source| fetch(step, source))?;
+                texts.unpack(step, &mut fetch)?;
                 continue;
             }
             let (target, others) = std::mem::take(&mut rest).split_at_mut(step.len as usize);
@@ -54,10 +98,10 @@ impl Maker {
                 kind if kind.packs() => {
                     let (text, others) = steps.split_at(steps.iter().take_while(|step| step.kind.is_text()).count());
                     steps = others;
-                    self.pack(step, text, target)?;
+                    self.pack(step, text, target, texts)?;
                 }
                 _ => {
-                    fetch(step, target)?;
+                    fetch.fill(step, target)?;
                     if step.kind.adds() {
                         self.differences.add_to(step.src, step.dst, target)?;
                     }
@@ -68,7 +112,13 @@ impl Maker {
     }
 
     /// Makes a new text, and of it the compressed bytes.
-    fn pack(&mut self, step: &Step, text: &[Step], target: &mut [u8]) -> Result<(), DeltaError> {
+    fn pack(
+        &mut self,
+        step: &Step,
+        text: &[Step],
+        target: &mut [u8],
+        texts: &mut impl Texts,
+    ) -> Result<(), DeltaError> {
         self.text.clear();
         self.text.reserve_exact(NEW_TEXT as usize);
         for part in text {
@@ -78,12 +128,12 @@ impl Maker {
                 self.literals.fill(&mut self.text[from..])?;
                 continue;
             }
-            self.text.extend_from_slice(self.texts.get(part)?);
+            self.text.extend_from_slice(texts.get(part)?);
             if part.kind.adds() {
                 self.differences.add_to(part.src, part.dst, &mut self.text[from..])?;
             }
         }
-        self.texts.close();
+        texts.close();
         pack_new(step, &self.text, &mut self.packed, target)
     }
 

@@ -1,57 +1,130 @@
-//! The source blocks of a batch, read into memory in few large reads, by threads that read ahead of the walk.
+//! The source blocks of a batch in memory: pages, each of which holds what a few large reads bring.
 
 use crate::delta::DeltaError;
-use crate::delta::placement::Sources;
 use crate::device::{AlignedBuffer, Device, DeviceError};
-use crate::milestone::{Gone, Milestone};
 use crate::units::{BLOCK, Extent};
-use std::collections::VecDeque;
-use std::sync::mpsc::{Receiver, Sender, SyncSender, sync_channel};
-use std::sync::{Mutex, PoisonError};
 
 /// Blocks that are not wanted but read all the same, where that saves a read: on loop devices, disks and sticks alike a
 /// read of its own costs about as much time as 32 KiB more of the one before.
 const GAP: u64 = 8;
 /// All such blocks of a batch: bounds the memory beyond what the delta announces.
 const GAPS_MOST: u64 = 64;
-/// Batches whose sources are read at the same time: hides what each read waits.
-pub(crate) const READERS: usize = 2;
+/// Blocks in a page, at the most. Pages are read at the same time: that keeps a device busy also with reads that are small,
+/// and memory is taken for as many batches as need it.
+const PAGE: u64 = 64;
 
-/// What a batch reads, in memory.
-pub(crate) struct SourceBuffer {
-    /// Where the target ended when the walk began; one that ends sooner by now fails to be read.
-    end: u64,
-    /// What was read, ascending, and where it lies in the buffer.
+/// A part of what a batch reads, in memory.
+#[derive(Default)]
+pub(crate) struct Page {
+    /// What is read, ascending, and where it lies in the buffer.
     runs: Vec<(Extent, usize)>,
+    /// The blocks that are wanted; runs hold gaps besides.
+    wanted: Vec<Extent>,
     bytes: AlignedBuffer,
 }
 
-impl SourceBuffer {
-    /// For a target that ends at byte `end`.
-    pub fn new(end: u64) -> Self {
-        Self { end, runs: Vec::new(), bytes: AlignedBuffer::default() }
+impl Page {
+    /// Memory for a page.
+    pub fn allocated() -> Self {
+        let bytes = AlignedBuffer::new((PAGE * BLOCK) as usize);
+        Self { bytes, ..Self::default() }
     }
 
-    /// Reads `blocks` (ascending, merged), all that a batch reads.
-    pub fn load(&mut self, device: &dyn Device, blocks: &[Extent]) -> Result<(), DeviceError> {
+    /// Reads what is planned.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn load(&mut self, device: &dyn Device, end: u64) -> Result<(), DeviceError> {
+        Reading { device, wanted: &self.wanted, end }.runs(&self.runs, &mut self.bytes)
+    }
+
+    fn blocks(&self) -> u64 {
+        self.runs.last().map_or(0, |(run, at)| *at as u64 / BLOCK + run.count)
+    }
+
+    /// Adds a run of which only the blocks from `wanted` on are wanted.
+    fn push(&mut self, run: Extent, wanted: Extent) {
+        match self.runs.last_mut() {
+            Some((last, _)) if last.end() == run.start => last.count += run.count,
+            _ => self.runs.push((run, (self.blocks() * BLOCK) as usize)),
+        }
+        match self.wanted.last_mut() {
+            Some(last) if last.end() == wanted.start => last.count += wanted.count,
+            _ => self.wanted.push(wanted),
+        }
+    }
+
+    fn plan(&mut self) {
         self.runs.clear();
-        let mut gaps = 0;
-        for extent in blocks {
-            match self.runs.last_mut() {
-                Some((run, _)) if extent.start - run.end() <= GAP.min(GAPS_MOST - gaps) => {
-                    gaps += extent.start - run.end();
-                    run.count = extent.end() - run.start;
-                }
-                _ => self.runs.push((*extent, 0)),
+        self.wanted.clear();
+    }
+
+    fn size(&mut self) {
+        self.bytes.resize((self.blocks() * BLOCK) as usize);
+    }
+}
+
+/// The pages that fit the memory for three batches that read so many bytes, and what is read between these: enough for one.
+pub(crate) fn pages_of_three(bytes: u64) -> u64 {
+    (bytes / BLOCK).saturating_add(GAPS_MOST).saturating_mul(3) / PAGE
+}
+
+/// Divides `blocks` (ascending, merged), all that a batch reads, into pages. `page` gives memory for the next one.
+pub(crate) fn divide<E>(blocks: &[Extent], mut page: impl FnMut() -> Result<Page, E>) -> Result<Vec<Page>, E> {
+    let mut pages: Vec<Page> = Vec::new();
+    let (mut gaps, mut before) = (0, None);
+    for extent in blocks {
+        let gap = before.map_or(u64::MAX, |end| extent.start - end);
+        let mut start = extent.start;
+        // A gap that does not fit the page is not read.
+        if gap <= GAP.min(GAPS_MOST - gaps) && pages.last().is_some_and(|page| page.blocks() + gap < PAGE) {
+            (start, gaps) = (extent.start - gap, gaps + gap);
+        }
+        while start < extent.end() {
+            if pages.last().is_none_or(|page| page.blocks() == PAGE) {
+                let mut next = page()?;
+                next.plan();
+                pages.push(next);
+            }
+            if let Some(last) = pages.last_mut() {
+                let end = extent.end().min(start + PAGE - last.blocks());
+                let wanted = start.max(extent.start);
+                last.push(Extent { start, count: end - start }, Extent { start: wanted, count: end - wanted });
+                start = end;
             }
         }
-        let mut at = 0;
-        for (run, start) in &mut self.runs {
-            *start = at;
-            at += (run.count * BLOCK) as usize;
-        }
-        self.bytes.resize(at);
-        Reading { device, wanted: blocks, end: self.end }.runs(&self.runs, &mut self.bytes)
+        before = Some(extent.end());
+    }
+    pages.iter_mut().for_each(Page::size);
+    Ok(pages)
+}
+
+/// What a batch reads, in memory.
+#[derive(Default)]
+pub(crate) struct SourceBuffer {
+    /// Ascending.
+    pages: Vec<Page>,
+}
+
+impl SourceBuffer {
+    /// Of pages that are loaded, as [`divide`] gave them.
+    pub fn new(pages: Vec<Page>) -> Self {
+        Self { pages }
+    }
+
+    /// Reads `blocks` (ascending, merged) of a target that ends at byte `end`.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn load(&mut self, device: &dyn Device, blocks: &[Extent], end: u64) -> Result<(), DeviceError> {
+        let mut spare = std::mem::take(&mut self.pages);
+        self.pages = divide(blocks, || Ok(spare.pop().unwrap_or_else(Page::allocated)))?;
+        self.pages.iter_mut().try_for_each(|page| page.load(device, end))
+    }
+
+    /// The memory, to be used again.
+    pub fn into_pages(self) -> Vec<Page> {
+        self.pages
     }
 
     /// Copies bytes from where they physically lie.
@@ -59,86 +132,37 @@ impl SourceBuffer {
     /// # Errors
     /// A delta whose steps read what their batch does not announce.
     pub fn copy(&self, physical: u64, target: &mut [u8]) -> Result<(), DeltaError> {
-        let unannounced = DeltaError::Malformed("a step reads what its batch does not announce");
-        let i = self.runs.partition_point(|(run, _)| run.start * BLOCK <= physical).checked_sub(1);
-        let Some((run, at)) = i.and_then(|i| self.runs.get(i)) else { return Err(unannounced) };
-        if physical + target.len() as u64 > run.end() * BLOCK {
-            return Err(unannounced);
+        let starts = |page: &Page| page.runs.first().is_some_and(|(run, _)| run.start * BLOCK <= physical);
+        let first = self.pages.partition_point(starts).saturating_sub(1);
+        let (mut at, mut rest) = (physical, target);
+        for page in &self.pages[first..] {
+            let i = page.runs.partition_point(|(run, _)| run.start * BLOCK <= at).checked_sub(1);
+            let Some((run, start)) = i.and_then(|i| page.runs.get(i)).filter(|(run, _)| at < run.end() * BLOCK) else {
+                break;
+            };
+            let len = rest.len().min((run.end() * BLOCK - at) as usize);
+            let from = start + (at - run.start * BLOCK) as usize;
+            let Some(bytes) = page.bytes.get(from..from + len) else { break };
+            let (now, later) = rest.split_at_mut(len);
+            now.copy_from_slice(bytes);
+            (at, rest) = (at + len as u64, later);
+            if rest.is_empty() {
+                return Ok(());
+            }
         }
-        let start = at + (physical - run.start * BLOCK) as usize;
-        target.copy_from_slice(self.bytes.get(start..start + target.len()).ok_or(unannounced)?);
-        Ok(())
-    }
-}
-
-/// What is to be read for a batch.
-pub(crate) struct ReadJob {
-    /// Ascending, merged.
-    pub blocks: Vec<Extent>,
-    /// Orders that must have been carried out before: they write these blocks.
-    pub after: u64,
-    pub buffer: SourceBuffer,
-    /// Where the buffer goes then.
-    pub loaded: SyncSender<Result<SourceBuffer, DeviceError>>,
-}
-
-/// Does jobs until there are no more, or until what they wait for will not happen.
-pub(crate) fn read_jobs(device: &dyn Device, jobs: &Mutex<Receiver<ReadJob>>, written: &Milestone) {
-    loop {
-        let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(ReadJob { blocks, after, mut buffer, loaded }) = job else { return };
-        if !written.wait_for(after) {
-            return;
-        }
-        let result = buffer.load(device, &blocks);
-        let _ = loaded.send(result.map(|()| buffer)); // the other side may have given up
-    }
-}
-
-/// What is being read.
-pub(crate) struct ReadingRoom<'a> {
-    to_read: Sender<ReadJob>,
-    written: &'a Milestone,
-    /// Orders that write, with their numbers from 1, that may not be carried out yet.
-    underway: VecDeque<(u64, &'a [Extent])>,
-    orders: u64,
-    /// Where the target ends.
-    end: u64,
-    /// Not in use.
-    pub buffers: Vec<SourceBuffer>,
-}
-
-impl<'a> ReadingRoom<'a> {
-    pub fn new(to_read: Sender<ReadJob>, written: &'a Milestone, end: u64) -> Self {
-        Self { to_read, written, underway: VecDeque::new(), orders: 0, end, buffers: Vec::new() }
-    }
-
-    /// Has the sources of a batch read, when all orders so far that write them are done.
-    pub fn request(&mut self, sources: Sources) -> Result<Receiver<Result<SourceBuffer, DeviceError>>, Gone> {
-        let clash = |(_, extents): &&(u64, &[Extent])| have_common(extents, &sources.blocks);
-        let after = self.underway.iter().rev().find(clash).map_or(0, |(number, _)| *number);
-        let buffer = self.buffers.pop().unwrap_or_else(|| SourceBuffer::new(self.end));
-        let (loaded, result) = sync_channel(1);
-        self.to_read.send(ReadJob { blocks: sources.blocks, after, buffer, loaded }).map_err(|_| Gone)?;
-        Ok(result)
-    }
-
-    /// An order will be handed over that writes `extents`.
-    pub fn note_order(&mut self, extents: &'a [Extent]) {
-        self.orders += 1;
-        self.underway.push_back((self.orders, extents));
-        let reached = self.written.reached();
-        while self.underway.front().is_some_and(|(number, _)| *number <= reached) {
-            self.underway.pop_front();
+        if rest.is_empty() {
+            Ok(())
+        } else {
+            Err(DeltaError::Malformed("a step reads what its batch does not announce"))
         }
     }
 }
 
-/// One batch's reading.
+/// A page's reading.
 #[derive(Clone, Copy)]
 struct Reading<'a> {
     device: &'a dyn Device,
-    /// What the batch reads; runs hold gaps besides.
+    /// The blocks that somebody needs; runs hold gaps besides.
     wanted: &'a [Extent],
     end: u64,
 }
@@ -174,39 +198,55 @@ impl Reading<'_> {
     }
 }
 
-/// Whether two lists of extents, both ascending, have a block in common.
-fn have_common(mut a: &[Extent], mut b: &[Extent]) -> bool {
-    while let ([x, rest_a @ ..], [y, rest_b @ ..]) = (a, b) {
-        if x.end() <= y.start {
-            a = rest_a;
-        } else if y.end() <= x.start {
-            b = rest_b;
-        } else {
-            return true;
-        }
-    }
-    false
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::device::MemoryDevice;
+    use proptest::prelude::*;
+
+    fn device(blocks: u64) -> MemoryDevice {
+        MemoryDevice::new((0..blocks * BLOCK).map(|i| (i / BLOCK) as u8 ^ i as u8).collect(), false)
+    }
+
+    fn found(buffer: &SourceBuffer, bytes: std::ops::Range<u64>) -> Option<bool> {
+        let mut found = vec![0; (bytes.end - bytes.start) as usize];
+        buffer.copy(bytes.start, &mut found).ok()?;
+        Some(found.iter().zip(bytes).all(|(byte, i)| *byte == (i / BLOCK) as u8 ^ i as u8))
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_wanted_is_there_and_nothing_far_from_it(parts in prop::collection::vec((0u64..30, 1u64..90), 1..30)) {
+            let (mut blocks, mut at): (Vec<Extent>, u64) = (Vec::new(), 0);
+            for (gap, count) in parts {
+                let start = at + gap + u64::from(at > 0);
+                blocks.push(Extent { start, count });
+                at = start + count;
+            }
+            let end = at * BLOCK - 1000; // the last block is short
+            let device = device(at);
+            let mut buffer = SourceBuffer::default();
+            buffer.load(&device, &blocks, end).unwrap();
+            for extent in &blocks {
+                let bytes = extent.start * BLOCK + 1..(extent.end() * BLOCK).min(end);
+                prop_assert_eq!(found(&buffer, bytes), Some(true));
+            }
+            let wanted: u64 = blocks.iter().map(|extent| extent.count).sum();
+            prop_assert!(buffer.pages.len() as u64 <= pages_of_three(wanted * BLOCK));
+            let read: u64 = buffer.pages.iter().map(Page::blocks).sum();
+            prop_assert!(buffer.pages.iter().all(|page| page.blocks() <= PAGE) && read <= wanted + GAPS_MOST);
+            for pair in blocks.windows(2).filter(|pair| pair[1].start - pair[0].end() > GAP) {
+                prop_assert_eq!(found(&buffer, pair[0].end() * BLOCK..pair[0].end() * BLOCK + 1), None);
+                prop_assert_eq!(found(&buffer, pair[0].end() * BLOCK - 1..pair[1].start * BLOCK + 1), None);
+            }
+        }
+    }
 
     #[test]
-    fn what_is_wanted_is_there_and_nothing_else_counts() {
-        let content: Vec<u8> = (0..200 * BLOCK).map(|i| (i / BLOCK) as u8).collect();
-        let device = MemoryDevice::new(content, false);
-        let blocks: Vec<Extent> = [(0, 1), (3, 2), (20, 1), (22, 1), (40, 5), (60, 1), (90, 1), (120, 3), (199, 1)]
-            .map(|(start, count)| Extent { start, count })
-            .to_vec();
-        let mut buffer = SourceBuffer::new(200 * BLOCK);
-        buffer.load(&device, &blocks).unwrap();
-        for block in blocks.iter().flat_map(|extent| extent.start..extent.end()) {
-            let mut found = [0; BLOCK as usize];
-            buffer.copy(block * BLOCK, &mut found).unwrap();
-            assert!(found.iter().all(|byte| u64::from(*byte) == block), "block {block}");
-        }
-        assert!(buffer.copy(50 * BLOCK, &mut [0]).is_err());
+    fn pages_are_filled() {
+        let mut buffer = SourceBuffer::default();
+        let blocks: Vec<Extent> = (0..100).map(|i| Extent { start: i * 10, count: 3 }).collect();
+        buffer.load(&device(1000), &blocks, 1000 * BLOCK).unwrap();
+        assert_eq!(buffer.pages.len(), 6, "300 blocks and 64 in gaps");
     }
 }

@@ -20,15 +20,24 @@ const PART_BLOCKS: u64 = PART / BLOCK;
 /// three batches.
 const BASE: u64 = (6 << 20) + 3 * (256 << 10);
 
-/// What deflated data takes: an old and a new text, the bytes that they are made of and become, and codes; and where what
-/// is unpacked lies, as each block may lie elsewhere.
-const TEXTS: u64 = (OLD_TEXT + NEW_TEXT + UNPACK_MOST) + 4 * NEW_TEXT + BATCH_TEXT / BLOCK * 160;
+/// What deflated data takes: old texts and a new one, the bytes that they are made of, for each thread that unpacks, and
+/// become, and codes; and where what is unpacked lies, as each block may lie elsewhere.
+const TEXTS: u64 = (OLD_TEXT + NEW_TEXT + UNPACKERS * UNPACK_MOST) + 4 * NEW_TEXT + BATCH_TEXT / BLOCK * 160;
+/// Threads that unpack while another one packs.
+pub const UNPACKERS: u64 = 2;
 
-/// What zstd's blocks take besides: the literals and sequences of a text, as large as they can be, and their blocks.
-const BLOCKS: u64 =
-    CONTENT_MOST as u64 + NEW_TEXT / SEQUENCE_LEAST as u64 * 12 + PACKED_MOST + BEYOND as u64 + (64 << 10);
-/// LZMA2's chunks take less: their content (twice, when there must be room for more) and probabilities, and themselves.
-const _: () = assert!(2 * lzma_chunk::CONTENT_MOST as u64 + (64 << 10) + PACKED_MOST + (1 << 10) <= BLOCKS);
+/// What zstd's blocks take besides: the literals and sequences of a text, as large as they can be, and their blocks; and the
+/// literals and tables of those that are unpacked meanwhile.
+const BLOCKS: u64 = CONTENT_MOST as u64
+    + NEW_TEXT / SEQUENCE_LEAST as u64 * 12
+    + PACKED_MOST
+    + BEYOND as u64
+    + (64 << 10)
+    + UNPACKERS * (CONTENT_MOST as u64 + (32 << 10));
+/// LZMA2's chunks take less: their content and probabilities, for those that are made and those that are unpacked meanwhile,
+/// and themselves.
+const _: () =
+    assert!((1 + UNPACKERS) * (lzma_chunk::CONTENT_MOST as u64 + (64 << 10)) + PACKED_MOST + (1 << 10) <= BLOCKS);
 
 /// What an order takes because of where the blocks lie that it writes, and because of what it saves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

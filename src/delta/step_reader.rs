@@ -139,8 +139,11 @@ impl StepReader {
     /// A number of the step lengths from 1 to `most`.
     fn number(&mut self, what: &'static str, most: u64) -> Result<u64, DeltaError> {
         let number = self.lengths.varint()?;
-        let fits = (1..=most).contains(&number);
-        if fits { Ok(number) } else { Err(DeltaError::field(what, number, format!("1 to {most}"))) }
+        if (1..=most).contains(&number) {
+            return Ok(number);
+        }
+        let allowed = if most > 0 { format!("1 to {most}") } else { "none, as there is no room".into() };
+        Err(DeltaError::field(what, number, allowed))
     }
 
     fn step(&mut self, dst: u64, room: u64, old_text: &mut OldText) -> Result<Step, DeltaError> {

@@ -9,20 +9,22 @@ use crate::delta::batch::{Batch, BatchKind};
 use crate::delta::check::CheckedOrder;
 use crate::delta::step::{Space, Step};
 use crate::delta::step_reader::StepReader;
+use crate::delta::text::OldTexts;
 use crate::delta::{Delta, DeltaError};
 use crate::device::{AlignedBuffer, Device, DeviceError};
 use crate::digest::ZERO_PART;
-use crate::maker::Maker;
+use crate::maker::{Fetch, Maker};
 use crate::milestone::Milestone;
 use crate::monitor::Monitor;
-use crate::sources::{READERS, ReadJob, SourceBuffer, read_jobs};
+use crate::reading_room::{Loading, READERS, ReadJob, read_jobs};
+use crate::sources::{Page, SourceBuffer, divide};
 use crate::sweep::{CHUNK, Chunks, sweep};
 use crate::units::{BLOCK, Extent, PART, blocks_touched, merge_extents};
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
+use std::sync::mpsc::{Sender, channel};
 
 /// What the new image is built from; the old image has been checked.
 #[derive(Clone, Copy)]
@@ -114,15 +116,18 @@ pub(crate) fn make_batches(
         canvas,
         steps: from.delta.steps()?,
         maker: Maker::new(from.delta)?,
+        texts: OldTexts::default(),
         ahead: VecDeque::new(),
         to_read,
-        buffers: Vec::new(),
-        produced: SourceBuffer::new(canvas.device().len()),
+        pages: Vec::new(),
+        produced: SourceBuffer::default(),
         output: AlignedBuffer::default(),
     };
     std::thread::scope(|scope| {
+        let end = from.old.len();
         for _ in 0..READERS {
-            start(scope, from.old, || read_jobs(from.old, &jobs, &nothing))?;
+            let (jobs, nothing) = (&jobs, &nothing);
+            start(scope, from.old, move || read_jobs(from.old, end, jobs, nothing))?;
         }
         // It takes the orders to read with it when it ends, and so the readers end.
         builder.all(stop, monitor)
@@ -130,17 +135,18 @@ pub(crate) fn make_batches(
 }
 
 /// Batches that are planned at the same time: the sources of all but the one being made are being read.
-const AHEAD: usize = READERS + 1;
+const AHEAD: usize = 3;
 
 struct Builder<'a> {
     from: Materials<'a>,
     canvas: &'a Canvas<'a>,
     steps: StepReader,
     maker: Maker,
+    texts: OldTexts,
     ahead: VecDeque<Planned<'a>>,
     to_read: Sender<ReadJob>,
     /// To be used again.
-    buffers: Vec<SourceBuffer>,
+    pages: Vec<Page>,
     /// What the batch being made reads of the new image.
     produced: SourceBuffer,
     output: AlignedBuffer,
@@ -152,7 +158,7 @@ struct Planned<'a> {
     batch: &'a Batch,
     steps: Vec<Step>,
     /// None for zeros.
-    loaded: Option<Receiver<Result<SourceBuffer, DeviceError>>>,
+    loading: Option<Loading>,
 }
 
 impl<'a> Builder<'a> {
@@ -182,41 +188,32 @@ impl<'a> Builder<'a> {
 
     /// Reads the steps of a batch, and has its old bytes read.
     fn plan(&mut self, index: u64, batch: &'a Batch) -> Result<Planned<'a>, WalkError> {
-        let mut planned = Planned { index, batch, steps: Vec::new(), loaded: None };
+        let mut planned = Planned { index, batch, steps: Vec::new(), loading: None };
         if batch.kind == BatchKind::Zero {
             return Ok(planned);
         }
         self.steps.read_batch(self.from.delta.table.extents(batch), &mut planned.steps)?;
         let blocks = source_blocks(&planned.steps, &self.from.order.touched, Holder::Old);
-        let buffer = self.buffers.pop().unwrap_or_else(|| SourceBuffer::new(self.from.old.len()));
-        let (loaded, result) = sync_channel(1);
-        // Readers end only when there are no more orders, so somebody takes it.
-        self.to_read.send(ReadJob { blocks, after: 0, buffer, loaded }).map_err(|_| WalkError::Stop)?;
-        planned.loaded = Some(result);
+        let pages = divide(&blocks, || Ok::<_, WalkError>(self.pages.pop().unwrap_or_else(Page::allocated)))?;
+        // Readers end only when there are no more orders, so somebody takes them.
+        planned.loading = Some(Loading::start(pages, 0, &self.to_read)?);
         Ok(planned)
     }
 
     fn make(&mut self, planned: Planned<'_>) -> Result<(), WalkError> {
-        let Planned { index, batch, steps, loaded } = planned;
+        let Planned { index, batch, steps, loading } = planned;
         let (table, touched) = (&self.from.delta.table, &self.from.order.touched);
         let new_len = self.from.delta.header.new.len;
-        let old = loaded.and_then(|loaded| loaded.recv().ok()).ok_or(WalkError::Stop)??;
+        let old = loading.ok_or(WalkError::Stop)?.wait()??;
         // All earlier batches are written.
         let produced = &mut self.produced;
-        produced.load(self.canvas.device(), &source_blocks(&steps, touched, Holder::New))?;
+        let built = self.canvas.device();
+        produced.load(built, &source_blocks(&steps, touched, Holder::New), built.len())?;
         self.output.resize(table.written_bytes(batch, new_len) as usize);
-        self.maker.make(&steps, &mut self.output, |step, target| {
-            let mut rest = target;
-            each_source(step, touched, |bytes, holder| {
-                let (now, later) = std::mem::take(&mut rest).split_at_mut((bytes.end - bytes.start) as usize);
-                rest = later;
-                match holder {
-                    Holder::Old => old.copy(bytes.start, now),
-                    Holder::New => produced.copy(bytes.start, now),
-                }
-            })
-        })?;
-        self.buffers.push(old);
+        let fetch = Held { touched, old: &old, produced };
+        self.texts.start_batch();
+        self.maker.make(&steps, &mut self.output, fetch, &mut self.texts)?;
+        self.pages.extend(old.into_pages());
         let extents = table.extents(batch);
         if crc32fast::hash(&self.output) != batch.crc {
             let offset = extents.first().map_or(0, |extent| extent.start * BLOCK);
@@ -249,6 +246,29 @@ impl<'a> Builder<'a> {
         }
         Ok(())
     }
+}
+
+/// Takes the sources of steps from who holds them.
+struct Held<'a> {
+    touched: &'a BlockSet,
+    old: &'a SourceBuffer,
+    produced: &'a SourceBuffer,
+}
+
+impl Fetch for Held<'_> {
+    fn fill(&mut self, step: &Step, target: &mut [u8]) -> Result<(), DeltaError> {
+        let mut rest = target;
+        each_source(step, self.touched, |bytes, holder| {
+            let (now, later) = std::mem::take(&mut rest).split_at_mut((bytes.end - bytes.start) as usize);
+            rest = later;
+            match holder {
+                Holder::Old => self.old.copy(bytes.start, now),
+                Holder::New => self.produced.copy(bytes.start, now),
+            }
+        })
+    }
+
+    fn pass(&mut self, _: &Step) {}
 }
 
 /// Who holds the bytes of a source.
