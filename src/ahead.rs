@@ -16,7 +16,7 @@ use crate::planner::{Loaded, Plan, Used};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, Sender};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 /// Texts that may exist at a time if none has more bytes than this part of what one may have.
 const SHARES: usize = 4;
@@ -37,6 +37,8 @@ pub(crate) struct Unpacking<'a> {
     current: Option<Current<'a>>,
     /// For texts that need the codes of those before them.
     unpacker: TextUnpacker,
+    /// Something failed: nobody goes on.
+    over: bool,
 }
 
 /// A batch that has more texts.
@@ -67,11 +69,17 @@ impl<'a> Unpacking<'a> {
         reuse: Receiver<Vec<u8>>,
     ) -> Self {
         let room = Room { spare: Vec::new(), reuse, out: 0, whole: false };
-        Self { plans, loaded, used, room, number: 0, current: None, unpacker: TextUnpacker::default() }
+        Self { plans, loaded, used, room, number: 0, current: None, unpacker: TextUnpacker::default(), over: false }
     }
 
     /// The next text, when there is room for it; `None` where there is none, or nobody wants it.
     fn next(&mut self) -> Option<Job<'a>> {
+        let next = if self.over { None } else { self.next_job() };
+        self.over = next.is_none();
+        next
+    }
+
+    fn next_job(&mut self) -> Option<Job<'a>> {
         let mut current = match self.current.take() {
             Some(current) => current,
             None => self.next_batch()?,
@@ -104,7 +112,7 @@ impl<'a> Unpacking<'a> {
             let steps = &batch.planned.steps;
             let all = 0..steps.len();
             if batch.planned.redo && next_text(steps, all.clone()).is_some() {
-                self.unpacker.start_batch();
+                self.unpacker = TextUnpacker::default();
                 let stand_alone = all_stand_alone(steps);
                 return Some(Current { steps: all, piece: 0, stand_alone, batch });
             }
@@ -154,7 +162,8 @@ impl Job<'_> {
 pub(crate) fn unpack_texts(unpacking: &Mutex<Unpacking<'_>>, texts: &Sender<Numbered>) {
     let mut own = TextUnpacker::default();
     loop {
-        let mut shared = unpacking.lock().unwrap_or_else(PoisonError::into_inner);
+        // After a panic a batch may be missing: no other is handed on.
+        let Ok(mut shared) = unpacking.lock() else { return };
         let Some(job) = shared.next() else { return };
         let mut answer = Answer { texts, number: job.number, text: Ok(Vec::new()) };
         if job.stand_alone {

@@ -4,13 +4,14 @@ use crate::apply::WalkError;
 use crate::delta::batch::{Batch, BatchKind};
 use crate::delta::check::CheckedOrder;
 use crate::delta::placement::{Piece, Placement, Sources};
-use crate::delta::step::Step;
+use crate::delta::step::{BATCH_TEXT, Step};
 use crate::delta::step_reader::StepReader;
 use crate::delta::{Delta, DeltaError};
 use crate::maker::Fetch;
 use crate::milestone::Gone;
 use crate::reading_room::{Loading, ReadingRoom};
 use crate::sources::{Page, SourceBuffer, divide, pages_of_three};
+use crate::units::BLOCK;
 use std::sync::mpsc::{Receiver, Sender};
 
 /// Batches that are planned and not yet made, at the most. Where their steps or sources are many, they are fewer.
@@ -58,7 +59,8 @@ impl<'a> Loaded<'a> {
 impl Drop for Loaded<'_> {
     fn drop(&mut self) {
         let pages = std::mem::take(&mut self.sources).into_pages();
-        let _ = self.used.send(Used { steps: self.planned.steps.len(), pages }); // who plans may be done
+        let (steps, pieces) = (self.planned.steps.len(), self.planned.pieces.len());
+        let _ = self.used.send(Used { steps, pieces, pages }); // who plans may be done
     }
 }
 
@@ -104,6 +106,7 @@ impl Fetch for Pieces<'_> {
 /// What a batch that is done with has taken.
 pub(crate) struct Used {
     pub steps: usize,
+    pub pieces: usize,
     pub pages: Vec<Page>,
 }
 
@@ -117,6 +120,9 @@ struct Room {
     /// Steps of those plans, and how many of them may be when another batch is planned.
     steps: usize,
     steps_most: usize,
+    /// The same of pieces.
+    pieces: usize,
+    pieces_most: usize,
 }
 
 impl Room {
@@ -124,21 +130,24 @@ impl Room {
         let limits = &delta.header.limits;
         let more = pages_of_three(limits.source_bytes.into());
         let steps_most = (limits.batch_steps as usize).saturating_mul(2);
-        Self { used, pages: Vec::new(), more, plans: 0, steps: 0, steps_most }
+        // As many pieces are in the sums of table 9.2, too.
+        let pieces_most = steps_most.saturating_add((BATCH_TEXT / BLOCK) as usize * 2);
+        Self { used, pages: Vec::new(), more, plans: 0, steps: 0, steps_most, pieces: 0, pieces_most }
     }
 
     /// Waits for a batch to be done with.
     fn wait(&mut self) -> Result<(), Gone> {
-        let Used { steps, pages } = self.used.recv().map_err(|_| Gone)?;
+        let Used { steps, pieces, pages } = self.used.recv().map_err(|_| Gone)?;
         self.plans -= 1;
         self.steps -= steps;
+        self.pieces -= pieces;
         self.pages.extend(pages);
         Ok(())
     }
 
     /// Waits until another batch may be planned.
     fn enter(&mut self) -> Result<(), Gone> {
-        while self.plans >= PLANS || self.steps > self.steps_most {
+        while self.plans >= PLANS || self.steps > self.steps_most || self.pieces > self.pieces_most {
             self.wait()?;
         }
         Ok(())
@@ -225,6 +234,7 @@ impl<'a> Planner<'a> {
         }
         self.room.plans += 1;
         self.room.steps += self.steps.len();
+        self.room.pieces += self.pieces.len();
         let (steps, pieces) = (self.steps.as_slice().into(), self.pieces.as_slice().into());
         Ok((Planned { index, batch, redo, steps, pieces }, loading))
     }

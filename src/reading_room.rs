@@ -23,13 +23,14 @@ pub(crate) struct ReadJob {
     loaded: Sender<(usize, Result<Page, DeviceError>)>,
 }
 
-/// Does jobs, on a device that ends at byte `end`, until there are no more, or until what they wait for will not happen.
+/// Does jobs, on a device that ends at byte `end`, until there are no more. Those that wait for what will not happen are let go
+/// of, all of them: somebody waits for each.
 pub(crate) fn read_jobs(device: &dyn Device, end: u64, jobs: &Mutex<Receiver<ReadJob>>, written: &Milestone) {
     loop {
         let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(ReadJob { mut page, number, after, loaded }) = job else { return };
-        if !written.wait_for(after) {
-            return;
+        if !written.wait_for(after) || written.is_abandoned() {
+            continue;
         }
         let result = page.load(device, end);
         let _ = loaded.send((number, result.map(|()| page))); // the other side may have given up
@@ -124,4 +125,35 @@ fn have_common(mut a: &[Extent], mut b: &[Extent]) -> bool {
         }
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::MemoryDevice;
+    use crate::sources::divide;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    #[test]
+    fn who_waits_for_pages_learns_that_they_will_not_come() {
+        let (to_read, jobs) = channel();
+        let (jobs, written) = (Arc::new(Mutex::new(jobs)), Arc::new(Milestone::new()));
+        let blocks = [Extent { start: 0, count: 1000 }];
+        let pages = divide(&blocks, || Ok::<_, Gone>(Page::allocated())).unwrap_or_default();
+        assert!(pages.len() > 2 * READERS);
+        let loading = Loading::start(pages, 3, &to_read).ok().unwrap();
+        // Not in a scope: a test that fails must not wait for them.
+        for _ in 0..READERS {
+            let (jobs, written) = (Arc::clone(&jobs), Arc::clone(&written));
+            std::thread::spawn(move || {
+                read_jobs(&MemoryDevice::new(vec![0; 4_096_000], false), 4_096_000, &jobs, &written)
+            });
+        }
+        let (to_tell, told) = channel();
+        std::thread::spawn(move || to_tell.send(matches!(loading.wait(), Ok(Err(Gone)))));
+        assert!(told.recv_timeout(Duration::from_millis(100)).is_err(), "they are still to come");
+        written.abandon();
+        assert_eq!(told.recv_timeout(Duration::from_secs(60)), Ok(true));
+    }
 }

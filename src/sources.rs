@@ -66,7 +66,8 @@ impl Page {
 
 /// The pages that fit the memory for three batches that read so many bytes, and what is read between these: enough for one.
 pub(crate) fn pages_of_three(bytes: u64) -> u64 {
-    (bytes / BLOCK).saturating_add(GAPS_MOST).saturating_mul(3) / PAGE
+    // A page takes a block more, for its alignment.
+    (bytes / BLOCK).saturating_add(GAPS_MOST).saturating_mul(3) / (PAGE + 1)
 }
 
 /// Divides `blocks` (ascending, merged), all that a batch reads, into pages. `page` gives memory for the next one.

@@ -142,8 +142,8 @@ impl Model {
     /// How many bytes of content there are after a chunk of so many; `None` where that is too many. Makes room for them.
     pub fn content_end(&mut self, len: usize) -> Option<usize> {
         let end = self.content.len().checked_add(len).filter(|end| *end <= CONTENT_MOST)?;
-        // Growing would take up to twice as much.
-        self.content.reserve_exact(len);
+        // Once: growing would take up to twice as much.
+        self.content.reserve_exact(CONTENT_MOST - self.content.len());
         Some(end)
     }
 

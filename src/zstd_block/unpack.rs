@@ -8,6 +8,7 @@ use super::{
     plain_format_of, stream_len,
 };
 use crate::varint;
+use std::sync::Arc;
 
 /// Bytes that a text may have, at the most, before it shows that there are too many: descriptions of codes, and some numbers.
 pub const TEXT_BEYOND: usize = 512;
@@ -30,8 +31,9 @@ pub fn unpack(blocks: &[u8], most: usize, text: &mut Vec<u8>) -> Result<(), Malf
 #[derive(Clone, Debug, Default)]
 pub struct Unpacker {
     codes: Codes,
-    /// Of the tables of numbers.
+    /// Of these tables of numbers.
     steps: [Vec<Step>; 3],
+    tables: [Option<Arc<Table>>; 3],
 }
 
 impl Unpacker {
@@ -132,8 +134,14 @@ impl Unpacker {
         }
         let (tables, used) = self.codes.tables(kinds, rest)?;
         text.extend_from_slice(take(&mut rest, used)?);
-        for ((steps, table), number) in self.steps.iter_mut().zip(&tables).zip(&NUMBERS) {
-            steps_of(table, number, steps)?;
+        let known = self.steps.iter_mut().zip(&mut self.tables);
+        for ((steps, of), (table, number)) in known.zip(tables.iter().zip(&NUMBERS)) {
+            // A block may have the tables of the one before.
+            if !of.as_ref().is_some_and(|of| Arc::ptr_eq(of, table)) {
+                *of = None;
+                steps_of(table, number, steps)?;
+                *of = Some(Arc::clone(table));
+            }
         }
         let mut bits = BackReader::new(rest)?;
         let mut states = [0usize; 3];
