@@ -1,12 +1,13 @@
 //! Every single operation on a target fails once, in turn.
 
-use crate::{BLOCK, delta_of, pair, patch};
+use crate::{BLOCK, delta_of, noise, pair, patch};
 use blkpatch::device::{Device, DeviceError, MemoryDevice};
 use blkpatch::error::exit;
 use blkpatch::target::Verify;
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::Mutex;
+use std::sync::{Mutex, mpsc};
+use std::time::Duration;
 
 /// How much of what was to be written is there after a failure.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -36,12 +37,18 @@ struct Flaky<'a> {
     inner: &'a MemoryDevice,
     fails: usize,
     landed: Landed,
+    writes_only: bool,
     state: Mutex<State>,
 }
 
 impl<'a> Flaky<'a> {
     fn new(inner: &'a MemoryDevice, fails: usize, landed: Landed) -> Self {
-        Self { inner, fails, landed, state: Mutex::default() }
+        Self { inner, fails, landed, writes_only: false, state: Mutex::default() }
+    }
+
+    /// Only writes count.
+    fn failing_write(inner: &'a MemoryDevice, fails: usize) -> Self {
+        Self { writes_only: true, ..Self::new(inner, fails, Landed::Some) }
     }
 
     fn failed(&self) -> Option<&'static str> {
@@ -51,10 +58,10 @@ impl<'a> Flaky<'a> {
     /// Counts an operation; an error if it is the one.
     fn operation(&self, operation: &'static str, offset: u64, len: u64) -> Result<(), DeviceError> {
         let mut state = self.state.lock().unwrap();
-        state.operations += 1;
+        state.operations += usize::from(!self.writes_only || operation == "writing");
         let changes = !matches!(operation, "reading" | "dropping the cache of" | "syncing");
         state.changed_since += usize::from(state.over && changes);
-        if state.operations != self.fails {
+        if state.operations != self.fails || state.failed.is_some() || self.writes_only && operation != "writing" {
             return Ok(());
         }
         state.failed = Some(operation);
@@ -199,4 +206,46 @@ fn every_operation_fails_once() {
             assert_eq!(seen["resizing"], 1, "{seen:?}");
         }
     }
+}
+
+/// Halves that trade places through ample scratch, a MiB at a time: more is read of what an earlier batch writes than there are
+/// threads that read.
+#[test]
+fn a_failed_write_ends_the_run_also_where_many_reads_wait_for_it() {
+    let half = 1600 * BLOCK;
+    let (first, second) = (noise(3, half), noise(4, half));
+    let zeros = vec![0; 2 * half];
+    let old = [&first[..], &second, &zeros].concat();
+    let new = [&second[123..], &first, &second[..123], &zeros].concat();
+    let (_folder, opened) = delta_of(&old, &new);
+    let scratch = opened.delta.route.counts.scratch_blocks;
+    assert!(scratch > 1000, "{scratch} blocks of scratch");
+    let (ended, end) = mpsc::channel();
+    let runs = std::thread::spawn(move || {
+        for fails in 1.. {
+            let inner = MemoryDevice::new(old.clone(), false);
+            let device = Flaky::failing_write(&inner, fails);
+            let result = patch(&opened, &device, Verify::Full);
+            if device.failed().is_none() {
+                break;
+            }
+            let text = result.map(|_| ()).expect_err("a failed write").to_string();
+            let _ = ended.send((fails, text));
+            patch(&opened, &inner, Verify::Full).unwrap_or_else(|e| panic!("write {fails}: run again: {e}"));
+            assert!(inner.contents() == new, "write {fails}: another image");
+        }
+    });
+    let mut writes = 0;
+    loop {
+        match end.recv_timeout(Duration::from_secs(60)) {
+            Ok((fails, text)) => {
+                assert!(text.contains("writing") && text.contains("os error 5"), "write {fails}: {text}");
+                writes = fails;
+            }
+            Err(mpsc::RecvTimeoutError::Timeout) => panic!("a run that hangs, behind write {writes}"),
+            Err(mpsc::RecvTimeoutError::Disconnected) => break,
+        }
+    }
+    runs.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    assert!(writes > 20, "{writes} writes failed");
 }
