@@ -37,7 +37,7 @@ pub(crate) struct Unpacking<'a> {
     current: Option<Current<'a>>,
     /// For texts that need the codes of those before them.
     unpacker: TextUnpacker,
-    /// Something failed: nobody goes on.
+    /// All is done, or something failed: nobody goes on.
     over: bool,
 }
 

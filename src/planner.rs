@@ -239,3 +239,36 @@ impl<'a> Planner<'a> {
         Ok((Planned { index, batch, redo, steps, pieces }, loading))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::channel;
+
+    /// Nothing ever comes back: what would have to wait fails.
+    fn room() -> Room {
+        let (_, used) = channel();
+        Room { used, pages: Vec::new(), more: 2, plans: 0, steps: 0, steps_most: 10, pieces: 0, pieces_most: 20 }
+    }
+
+    #[test]
+    fn no_batch_is_planned_beyond_what_all_may_take() {
+        for (plans, steps, pieces, may) in
+            [(PLANS - 1, 10, 20, true), (PLANS, 0, 0, false), (1, 11, 0, false), (1, 0, 21, false)]
+        {
+            let mut room = Room { plans, steps, pieces, ..room() };
+            assert_eq!(room.enter().is_ok(), may, "{plans} plans, {steps} steps, {pieces} pieces");
+        }
+        let mut room = room();
+        assert!(room.page().is_ok() && room.page().is_ok() && room.page().is_err());
+    }
+
+    #[test]
+    fn what_comes_back_makes_room() {
+        let (to_plan, used) = channel();
+        let mut room = Room { used, plans: PLANS, steps: 11, pieces: 21, more: 0, ..room() };
+        to_plan.send(Used { steps: 11, pieces: 21, pages: vec![Page::allocated()] }).unwrap();
+        assert!(room.enter().is_ok() && room.page().is_ok());
+        assert_eq!((room.plans, room.steps, room.pieces), (PLANS - 1, 0, 0));
+    }
+}

@@ -12,7 +12,7 @@ use crate::units::{BLOCK, Extent};
 use flate2::Compression;
 use flate2::write::DeflateEncoder;
 use std::io::Write;
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
 /// Deflated data, and an unpack step for each of its texts: each of one to three items.
@@ -201,4 +201,21 @@ fn an_answer_is_given_in_a_panic_too() {
     };
     assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(panics)).is_err());
     assert!(matches!(texts.recv_timeout(Duration::from_secs(60)), Ok((7, Ok(_)))));
+}
+
+#[test]
+fn where_a_batch_cannot_be_loaded_both_threads_end() {
+    let ((to_load, plans), (to_make, loaded), (to_plan, used)) = (channel(), channel(), channel());
+    let ((to_use, _texts), (_to_unpack, reuse)) = (channel(), channel());
+    to_load.send(Err(WalkError::Stop)).unwrap();
+    let unpacking = Arc::new(Mutex::new(Unpacking::new(plans, to_make, to_plan, reuse)));
+    for _ in 0..UNPACKERS {
+        let (unpacking, to_use) = (Arc::clone(&unpacking), to_use.clone());
+        std::thread::spawn(move || unpack_texts(&unpacking, &to_use));
+    }
+    drop(unpacking);
+    assert!(matches!(loaded.recv_timeout(Duration::from_secs(60)), Ok(Err(WalkError::Stop))));
+    // Who plans still waits for memory, and learns that none will come.
+    assert!(matches!(used.recv_timeout(Duration::from_secs(60)), Err(RecvTimeoutError::Disconnected)));
+    drop(to_load);
 }
